@@ -1,0 +1,27 @@
+"""The one exception for a user's mistake, and the sentence an unknown name gets."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Wrong input: its message is one sentence (what, where, what would be right); the CLI exits with status 2."""
+
+
+class RunFailed(RuntimeError):
+    """The input was right but the work failed (a diverged loss, a full disk); the CLI exits with status 1."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The clause that helps after an unknown `name`: the nearest match, then every allowed value."""
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}choose from: {', '.join(options)}"
+
+
+def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
+    """`unknown("temporal part", "atention", names)`: the error for a name that no registry holds."""
+    return UserError(f"unknown {what} '{name}': {nearest(name, options)}")
