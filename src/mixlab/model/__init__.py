@@ -1,1 +1,1 @@
-"""."""
+"""Language models built from parts, and the count-based n-gram."""

@@ -1,0 +1,45 @@
+"""The block: temporal mixing, then feature mixing, each normalised before and added after."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mixlab.parts.contract import Choice, Part, Place, build
+
+
+class BlockState(NamedTuple):
+    """What each of the two mixers keeps."""
+
+    temporal: Any
+    feature: Any
+
+
+class Block(nn.Module):
+    """x + dropout(temporal(norm(x))), then x + dropout(feature(norm(x)))."""
+
+    def __init__(self, temporal: Choice, feature: Choice, norm: Choice, place: Place, dropout: float) -> None:
+        super().__init__()
+        self.temporal_norm = build("norm", norm, place)
+        self.temporal: Part = build("temporal", temporal, place)
+        self.feature: Part = build("feature", feature, place)
+        self.feature_norm = build("norm", norm, place) if self.feature.mixes else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: BlockState | None = None,
+        *,
+        segment: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], BlockState | None]:
+        """Mix over time, then over channels; the state is None if none was given."""
+        t_state, f_state = (None, None) if state is None else state
+        y, t_state = self.temporal(self.temporal_norm(x), t_state, segment=segment)
+        x = x + self.dropout(y)
+        if self.feature.mixes:
+            y, f_state = self.feature(self.feature_norm(x), f_state, segment=segment)
+            x = x + self.dropout(y)
+        return x, None if state is None else BlockState(t_state, f_state)

@@ -1,0 +1,114 @@
+"""The shape of a language model: widths, and the choice of part in each place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from mixlab.errors import UserError
+from mixlab.parts.contract import Choice, Kind, get
+
+PartSpec = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
+"""A part's name, a mapping with `kind` and its knobs, or a list of either that repeats over the depth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A language model. The defaults are the block of Llama at a size that trains on a laptop.
+
+    vocab_size: V; 256 for bytes. dim: width D. depth: blocks. context: T it trains at.
+    temporal, feature: a PartSpec; a list repeats over the depth. position, norm: one part each.
+    tied: whether the head shares the embedding's weights; untied by default, as the table is small for
+    bytes. dropout: after each mixer and the embedding. logit_softcap: c in c tanh(logits / c); 0 is off.
+    """
+
+    vocab_size: int = 256
+    dim: int = 256
+    depth: int = 4
+    context: int = 256
+    temporal: PartSpec = "attention"
+    feature: PartSpec = "swiglu"
+    position: PartSpec = "rope"
+    norm: PartSpec = "rmsnorm"
+    tied: bool = False
+    dropout: float = 0.0
+    logit_softcap: float = 0.0
+
+    def validate(self) -> ModelConfig:
+        """Return self; raises UserError naming the key that is out of range or the part that is unknown."""
+        for key in ("vocab_size", "dim", "depth", "context"):
+            if getattr(self, key) < 1:
+                raise UserError(f"model.{key} must be at least 1, got {getattr(self, key)}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
+        if self.logit_softcap < 0:
+            raise UserError(f"model.logit_softcap must be 0 (off) or positive, got {self.logit_softcap}")
+        for kind in ("temporal", "feature"):
+            self.pattern(kind)
+        for kind in ("position", "norm"):
+            self.choice(kind)
+        return self
+
+    def pattern(self, kind: Kind) -> tuple[Choice, ...]:
+        """The part of each block, from the first to the last."""
+        spec = getattr(self, kind)
+        listed = [spec] if isinstance(spec, (str, Mapping)) else list(spec)
+        if not listed:
+            raise UserError(f"model.{kind} is an empty list; name at least one part")
+        period = [_choose(kind, one) for one in listed]
+        return tuple(period[layer % len(period)] for layer in range(self.depth))
+
+    def choice(self, kind: Kind) -> Choice:
+        """The one position scheme or norm of the model."""
+        spec = getattr(self, kind)
+        if not isinstance(spec, (str, Mapping)):
+            raise UserError(f"model.{kind} takes one part, a name or a table with 'kind', not a list")
+        return _choose(kind, spec)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every knob spelled out, in types that TOML holds; `model_config(c.to_dict())` builds the same."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        for kind in ("position", "norm"):
+            plain[kind] = _spell(self.choice(kind))
+        for kind in ("temporal", "feature"):
+            spelled = [_spell(choice) for choice in self.pattern(kind)]
+            plain[kind] = spelled[0] if all(one == spelled[0] for one in spelled) else spelled
+        return plain
+
+
+def _choose(kind: Kind, spec: str | Mapping[str, Any]) -> Choice:
+    """Resolve one part's spec; knobs go through the config edge, which names what is wrong with them."""
+    if isinstance(spec, str):
+        return Choice(spec, get(kind, spec).Config())
+    knobs = dict(spec)
+    name = knobs.pop("kind", None)
+    if not isinstance(name, str):
+        raise UserError(f"model.{kind}: a part given as a table needs 'kind', the name of the part")
+    config = get(kind, name).Config
+    if not knobs:
+        return Choice(name, config())
+    from mixlab.config import parse
+
+    return Choice(name, parse(config, knobs, where=f"model.{kind}"))
+
+
+def _spell(choice: Choice) -> str | dict[str, Any]:
+    """A part with knobs as a table, one without as its name."""
+    knobs = asdict(choice.config)
+    return {"kind": choice.name, **knobs} if knobs else choice.name
+
+
+def model_config(source: ModelConfig | Mapping[str, Any] | str | Any) -> ModelConfig:
+    """A validated config from a config, a mapping, or the path of a TOML file.
+
+    A TOML file may hold the keys at its top or in a `[model]` table. Raises UserError.
+    """
+    if isinstance(source, ModelConfig):
+        return source.validate()
+    from mixlab.config import parse, read_toml
+
+    if not isinstance(source, Mapping):
+        source = read_toml(source)
+        source = source.get("model", source)
+    return parse(ModelConfig, source, where="model").validate()

@@ -1,0 +1,237 @@
+"""The one model: embedding, blocks, norm, head."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mixlab.model.block import Block, BlockState
+from mixlab.model.config import ModelConfig, model_config
+from mixlab.model.scorer import Output
+from mixlab.parts.contract import Component, Place, Role, build, get
+from mixlab.parts.position import Position
+
+COMPONENTS = ("embedding", "temporal", "feature", "norm", "head")
+
+CHUNK_LOGITS = 1 << 24
+"""Float32 logits the loss holds at once: 64 MiB, far above what small vocabularies need, far below
+what a batch of 32k tokens over a vocabulary of 50k would take (6.4 GB)."""
+
+
+class ModelState(NamedTuple):
+    """length: tokens seen so far. blocks: one state a block."""
+
+    length: Int[Tensor, ""]
+    blocks: tuple[BlockState, ...]
+
+
+class LanguageModel(nn.Module):
+    """tokens -> embedding -> N x block -> norm -> linear -> logits."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config.validate()
+        self.vocab_size = config.vocab_size
+        place = Place(dim=config.dim, context=config.context, depth=config.depth)
+        norm, position = config.choice("norm"), config.choice("position")
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        scheme = build("position", position, place) if self._on_embedding(position.name) else None
+        self.position: Position | None = scheme
+        self.dropout = nn.Dropout(config.dropout)
+        pairs = zip(config.pattern("temporal"), config.pattern("feature"), strict=True)
+        self.blocks = nn.ModuleList(
+            Block(
+                temporal,
+                feature,
+                norm,
+                Place(
+                    dim=config.dim,
+                    depth=config.depth,
+                    layer=layer,
+                    context=config.context,
+                    position=position,
+                ),
+                config.dropout,
+            )
+            for layer, (temporal, feature) in enumerate(pairs)
+        )
+        self.norm = build("norm", norm, place)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        nn.init.normal_(self.embedding.weight, std=0.02)  # GPT-2
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    @staticmethod
+    def _on_embedding(name: str) -> bool:
+        """Whether the position scheme of that name adds to the embedding."""
+        scheme = get("position", name)
+        return issubclass(scheme, Position) and scheme.acts_on == "embedding"
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence the position scheme can tell apart; None if it has no bound."""
+        return None if self.position is None else self.position.limit
+
+    def forward(
+        self, tokens: Int[Tensor, "B T"], state: Any = None, *, segment: Int[Tensor, "B T"] | None = None
+    ) -> Output:
+        """Next-token logits (B, T, V) after each of `tokens` (B, T) int64.
+
+        state: from `init_state` or an earlier call, to continue a sequence for any T >= 1; None starts
+        afresh and keeps nothing. segment: document numbers of packed rows.
+        """
+        x, state = self.hidden(tokens, state, segment=segment)
+        return Output(self.logits(x), state)
+
+    def hidden(
+        self, tokens: Int[Tensor, "B T"], state: Any = None, *, segment: Int[Tensor, "B T"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], Any]:
+        """What the head reads: the normalised residual stream after the last block, and the state."""
+        x = self.embedding(tokens)
+        if self.position is not None:
+            x = x + self.position(self._positions(tokens, state, segment)).to(x.dtype)
+        x = self.dropout(x)
+        after = []
+        for i, block in enumerate(self.blocks):
+            x, block_state = block(x, None if state is None else state.blocks[i], segment=segment)
+            after.append(block_state)
+        x = self.norm(x)
+        if state is None:
+            return x, None
+        return x, ModelState(state.length + tokens.shape[1], tuple(after))
+
+    @staticmethod
+    def _positions(tokens: Tensor, state: Any, segment: Tensor | None) -> Tensor:
+        """Index of each token in its document, (T,) or, for packed rows, (B, T)."""
+        T = tokens.shape[1]
+        index = torch.arange(T, device=tokens.device)
+        if segment is not None:
+            starts = F.pad(segment[:, 1:] != segment[:, :-1], (1, 0), value=True)
+            return index - torch.where(starts, index, 0).cummax(1).values
+        return index if state is None else index + int(state.length)
+
+    def logits(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """The head, with its soft cap if one is set."""
+        logits = self.head(x)
+        cap = self.config.logit_softcap
+        return cap * torch.tanh(logits.float() / cap) if cap else logits
+
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> ModelState:
+        """The state before the first token, with room for `max_length`; device and dtype default to the
+        parameters' own."""
+        like = self.embedding.weight
+        where = {"device": device or like.device, "dtype": dtype or like.dtype}
+        blocks = tuple(
+            BlockState(
+                block.temporal.init_state(batch_size, max_length, **where),
+                block.feature.init_state(batch_size, max_length, **where),
+            )
+            for block in self.blocks
+        )
+        return ModelState(torch.zeros((), dtype=torch.int64), blocks)
+
+    def loss(
+        self,
+        inputs: Int[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        *,
+        segment: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean nats a token of `targets` after `inputs`, both (B, T) int64; float32.
+
+        With a large vocabulary the logits are made, used and made again for the gradient a chunk of
+        tokens at a time.
+        """
+        x, _ = self.hidden(inputs, segment=segment)
+        x, y = x.flatten(0, 1), targets.flatten()
+        rows = max(1, CHUNK_LOGITS // self.vocab_size)
+        if len(x) <= rows:
+            return self._nats(x, y) / len(y)
+        chunks = zip(x.split(rows), y.split(rows), strict=True)
+        return sum(checkpoint(self._nats, a, b, use_reentrant=False) for a, b in chunks) / len(y)
+
+    def _nats(self, x: Float[Tensor, "N D"], y: Int[Tensor, "N"]) -> Float[Tensor, ""]:
+        """Summed negative log-likelihood of `y`, at least in float32."""
+        logits = self.logits(x)
+        return F.cross_entropy(
+            logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="sum"
+        )
+
+    def score(self, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """Natural log-probability, float32, of each target after its row's inputs; rows start afresh."""
+        logits = self(inputs).logits.flatten(0, 1).float()
+        return -F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
+
+    def components(self) -> Iterator[tuple[str, Component]]:
+        """(component, module) of everything but embedding and head, each once."""
+        if self.position is not None:
+            yield "embedding", self.position
+        for block in self.blocks:
+            yield "norm", block.temporal_norm
+            yield "temporal", block.temporal
+            if block.feature.mixes:
+                yield "norm", block.feature_norm
+                yield "feature", block.feature
+        yield "norm", self.norm
+
+    def parameter_roles(self) -> dict[str, Role]:
+        """Name, as in `named_parameters()`, -> what the parameter is to the optimizer."""
+        own = {id(module): name for name, module in self.named_modules()}
+        roles: dict[str, Role] = {"embedding.weight": "embedding"}
+        if not self.config.tied:
+            roles["head.weight"] = "head"
+        for _, component in self.components():
+            prefix = own[id(component)]
+            roles |= {f"{prefix}.{name}": role for name, role in component.parameter_roles().items()}
+        return roles
+
+    def parameters_by_component(self) -> Mapping[str, int]:
+        """Parameters in closed form; a tied head counts with the embedding."""
+        table = self.vocab_size * self.config.dim
+        count = Counter({"embedding": table, "head": 0 if self.config.tied else table})
+        for name, component in self.components():
+            count[name] += component.parameter_count()
+        return {name: count[name] for name in COMPONENTS}
+
+    def flops_by_component(self, T: int) -> Mapping[str, int]:
+        """FLOPs of one sequence's forward; looking up the embedding multiplies nothing."""
+        count = Counter({"head": 2 * T * self.config.dim * self.vocab_size})
+        for name, component in self.components():
+            count[name] += component.flops(T)
+        return {name: count[name] for name in COMPONENTS}
+
+    def flops(self, T: int) -> int:
+        """FLOPs of one sequence's forward, 2 a multiply-add; training takes three times that."""
+        return sum(self.flops_by_component(T).values())
+
+    def state_bytes(self, T: int, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes one sequence keeps for decoding after T tokens: every mixer's, and the counter."""
+        kept = sum(
+            b.temporal.state_bytes(T, dtype) + b.feature.state_bytes(T, dtype)
+            for b in self.blocks
+            if isinstance(b, Block)
+        )
+        return kept + torch.int64.itemsize
+
+
+def build_model(config: ModelConfig | Mapping[str, Any] | str | Any) -> LanguageModel:
+    """A freshly initialised model, from a config, a mapping of its keys, or the path of a TOML file.
+
+    Draws from torch's global generator. Raises UserError for what does not fit.
+    """
+    return LanguageModel(model_config(config))

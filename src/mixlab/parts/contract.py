@@ -1,0 +1,236 @@
+"""What every part of a model promises, and the registry that holds them.
+
+Shape vocabulary, used in annotations and trailing comments everywhere:
+B batch, T time, D model width, H heads, K head width, F feature hidden width, V vocabulary, S cached + new time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mixlab.errors import UserError, unknown
+
+Kind = Literal["temporal", "feature", "position", "norm"]
+KINDS: tuple[Kind, ...] = ("temporal", "feature", "position", "norm")
+
+Role = Literal["matrix", "embedding", "head", "gain", "recurrence"]
+"""What a parameter is to the optimizer: `matrix` multiplies activations, `gain` is a vector that scales or
+shifts, `recurrence` acts on a state at every step, `embedding` and `head` face the vocabulary."""
+
+Split = Literal["column", "row"]
+"""How a Linear divides over a tensor-parallel mesh: by outputs or by inputs (Shoeybi et al. 2019)."""
+
+
+class Choice(NamedTuple):
+    """A registered name with the knobs it is to be built with."""
+
+    name: str
+    config: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a component stands. The parent computes it, so that no part asks which layer it is.
+
+    dim: model width D. depth, layer: blocks in the model, and this block's index from 0.
+    context: the T the model trains at. position: the model's position scheme, if it has one.
+    """
+
+    dim: int
+    depth: int = 1
+    layer: int = 0
+    context: int = 256
+    position: Choice | None = None
+
+    @property
+    def residual_scale(self) -> float:
+        """Factor on the init of what writes to the residual stream: 1/sqrt(2N) for N blocks of two
+        branches, so that the stream's variance at the top does not grow with N (Radford et al. 2019)."""
+        return (2 * self.depth) ** -0.5
+
+
+class Component(nn.Module):
+    """What the registry holds: knobs, initialisation and bookkeeping, without a say on what it computes."""
+
+    paper: ClassVar[str] = ""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """No knobs."""
+
+    def __init__(self, config: Any, place: Place) -> None:
+        super().__init__()
+        self.config = config
+        self.place = place
+        self.dim = place.dim
+
+    @classmethod
+    def build(cls, config: Any = None, *, dim: int, depth: int = 1, layer: int = 0, **rest: Any) -> Any:
+        """Make the component for a place; `rest` takes the other fields of `Place`.
+
+        The parameters come initialised. Raises UserError where the knobs do not fit the width.
+        """
+        place = Place(dim=dim, depth=depth, layer=layer, **rest)
+        component = cls(cls.Config() if config is None else config, place)
+        component.reset_parameters()
+        return component
+
+    def reset_parameters(self) -> None:
+        """Draw the paper's initialisation."""
+
+    def parameter_roles(self) -> Mapping[str, Role]:
+        """Parameter name -> role. Default: what has two or more axes is a matrix, the rest are gains."""
+        return {name: "matrix" if p.ndim > 1 else "gain" for name, p in self.named_parameters()}
+
+    def parameter_count(self) -> int:
+        """Number of parameters in closed form, from the knobs and the place alone."""
+        raise NotImplementedError(f"{type(self).__name__}.parameter_count")
+
+    def flops(self, T: int) -> int:
+        """FLOPs of the matrix products in one sequence's forward, 2 a multiply-add."""
+        raise NotImplementedError(f"{type(self).__name__}.flops")
+
+
+class Part(Component):
+    """A temporal or feature mixer: (B, T, D) -> (B, T, D), causal, with a state that can be continued.
+
+    A part writes `mix` and, if it keeps anything between calls, `init_state` and `state_bytes`.
+    """
+
+    mixes: ClassVar[bool] = True
+    """False only for the part that stands for leaving a branch out."""
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], state: Any = None, *, segment: Int[Tensor, "B T"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], Any]:
+        """Mix a sequence, from its start (`state=None`: nothing is kept) or onward from `state`.
+
+        segment: document numbers of a packed row; nothing mixes across two of them. Rows are packed for
+        training only, so it excludes a state (ValueError).
+        Returns the mixed sequence and the state after its last token (None if none was given). A state is
+        consumed by the call: it may be updated in place when no gradient is recorded.
+        """
+        if segment is None:
+            return self.mix(x, state)
+        if state is not None:
+            raise ValueError("segment numbers whole packed rows and cannot continue a state")
+        return self.mix_segments(x, segment), None
+
+    def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
+        """The part's own computation, for rows that hold one document each."""
+        raise NotImplementedError(f"{type(self).__name__}.mix")
+
+    def mix_segments(self, x: Float[Tensor, "B T D"], segment: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Mix packed rows: cut them at the starts, run the pieces as rows, put them back.
+
+        Correct for every causal part, because the padding stands to the right of each piece.
+        """
+        starts = torch.ones_like(segment, dtype=torch.bool)
+        starts[:, 1:] = segment[:, 1:] != segment[:, :-1]
+        starts = starts.flatten()
+        piece = starts.cumsum(0) - 1
+        first = starts.nonzero().squeeze(1)
+        offset = torch.arange(len(piece), device=x.device) - first[piece]
+        rows = x.new_zeros(len(first), int(offset.max()) + 1, x.shape[2])
+        rows = rows.index_put((piece, offset), x.flatten(0, 1))
+        mixed, _ = self.mix(rows, None)
+        return mixed[piece, offset].view_as(x)
+
+    def init_state(
+        self, batch_size: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype
+    ) -> Any:
+        """The state before the first token, with room for `max_length`; None if the part keeps nothing."""
+        return None
+
+    def state_bytes(self, T: int, dtype: torch.dtype) -> int:
+        """Bytes one sequence must keep for decoding after T tokens."""
+        return 0
+
+    def adaptable_linears(self) -> Mapping[str, nn.Linear]:
+        """Name -> Linear: where a low-rank adapter may go."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, nn.Linear)}
+
+    def tensor_plan(self) -> Mapping[str, Split]:
+        """Linear's name -> how it splits over a tensor-parallel mesh; what is not named is replicated.
+
+        A part that names any begins with columns and ends with rows: one all-reduce each way.
+        """
+        return {}
+
+
+def init_linear(linear: nn.Linear, std: float) -> None:
+    """Normal weights and a zero bias."""
+    nn.init.normal_(linear.weight, std=std)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of recurrent states and softmax statistics: float32, whatever the compute dtype, unless
+    the computation is itself in float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+_REGISTRY: dict[Kind, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
+_C = TypeVar("_C", bound=type[Component])
+
+
+def register(kind: Kind, name: str) -> Callable[[_C], _C]:
+    """Class decorator: `@register("temporal", "rglru")` puts a component into the registry.
+
+    Raises UserError if the kind is unknown or another class already has the name.
+    """
+    if kind not in _REGISTRY:
+        raise unknown("kind of part", kind, KINDS)
+
+    def add(cls: _C) -> _C:
+        holder = _REGISTRY[kind].get(name)
+        if holder is not None and holder.__qualname__ != cls.__qualname__:
+            raise UserError(f"{kind} part '{name}' is already registered by {holder.__module__}")
+        _REGISTRY[kind][name] = cls
+        return cls
+
+    return add
+
+
+@cache
+def _discover() -> None:
+    """Import the package's own parts and those of installed packages (entry-point group `mixlab.parts`)."""
+    import mixlab.parts.feature
+    import mixlab.parts.norm
+    import mixlab.parts.position
+    import mixlab.parts.temporal  # noqa: F401
+
+    for point in entry_points(group="mixlab.parts"):
+        point.load()
+
+
+def available(kind: Kind) -> tuple[str, ...]:
+    """Names registered under `kind` ("temporal", "feature", "position" or "norm"), sorted."""
+    if kind not in _REGISTRY:
+        raise unknown("kind of part", kind, KINDS)
+    _discover()
+    return tuple(sorted(_REGISTRY[kind]))
+
+
+def get(kind: Kind, name: str) -> type[Component]:
+    """The class registered as `name`; UserError with the list and the nearest match if there is none."""
+    names = available(kind)
+    if name not in names:
+        raise unknown(f"{kind} part", name, names)
+    return _REGISTRY[kind][name]
+
+
+def build(kind: Kind, choice: Choice, place: Place) -> Any:
+    """Make the component that `choice` names, initialised, for `place`."""
+    component = get(kind, choice.name)(choice.config, place)
+    component.reset_parameters()
+    return component

@@ -1,0 +1,91 @@
+"""Normalisations over the model width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mixlab.parts.contract import Component, Place, register
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype the next matrix product will run in: autocast's where it is on, else the input's."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+class Norm(Component):
+    """(..., D) -> (..., D): statistics in the input's precision, result in the compute dtype.
+
+    The residual stream stays float32 under autocast; casting here, once, spares each of the
+    several projections that read the result a cast of its own.
+    """
+
+    def flops(self, T: int) -> int:
+        """No matrix products."""
+        return 0
+
+    def reset_parameters(self) -> None:
+        """Unit gain, zero shift."""
+        for name, parameter in self.named_parameters():
+            nn.init.constant_(parameter, 1.0 if name == "gain" else 0.0)
+
+
+@register("norm", "rmsnorm")
+class RMSNorm(Norm):
+    """x / rms(x) * gain; no mean is subtracted."""
+
+    paper = "Zhang & Sennrich 2019, Root Mean Square Layer Normalization"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """eps: added to the mean square; 1e-6 as in Llama and RecurrentGemma."""
+
+        eps: float = 1e-6
+
+    def __init__(self, config: Any, place: Place) -> None:
+        super().__init__(config, place)
+        self.gain = nn.Parameter(torch.empty(self.dim))
+
+    def parameter_count(self) -> int:
+        """D."""
+        return self.dim
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Scale each vector to unit root mean square, then by the gain."""
+        return F.rms_norm(x, (self.dim,), self.gain.to(x.dtype), self.config.eps).to(compute_dtype(x))
+
+
+@register("norm", "layernorm")
+class LayerNorm(Norm):
+    """(x - mean) / std * gain + shift."""
+
+    paper = "Ba, Kiros & Hinton 2016, Layer Normalization"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """eps: added to the variance; 1e-5 as in GPT-2 and RWKV. bias: whether a shift is learned."""
+
+        eps: float = 1e-5
+        bias: bool = True
+
+    def __init__(self, config: Any, place: Place) -> None:
+        super().__init__(config, place)
+        self.gain = nn.Parameter(torch.empty(self.dim))
+        self.shift = nn.Parameter(torch.empty(self.dim)) if config.bias else None
+
+    def parameter_count(self) -> int:
+        """D, or 2D with the shift."""
+        return self.dim * (1 + self.config.bias)
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Standardise each vector, then scale and shift it."""
+        shift = None if self.shift is None else self.shift.to(x.dtype)
+        return F.layer_norm(x, (self.dim,), self.gain.to(x.dtype), shift, self.config.eps).to(
+            compute_dtype(x)
+        )

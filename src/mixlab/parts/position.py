@@ -1,0 +1,150 @@
+"""How a model knows where a token stands: schemes that add to the embedding, and one that turns queries and keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mixlab.errors import UserError
+from mixlab.parts.contract import Component, Place, Role, register, state_dtype
+
+
+class Position(Component):
+    """A position scheme. `acts_on` says who applies it: the model, to the embedding, or attention."""
+
+    acts_on: ClassVar[Literal["nothing", "embedding", "attention"]] = "nothing"
+    limit: int | None = None
+    """Number of positions it can tell, if bounded."""
+
+    def parameter_count(self) -> int:
+        """No parameters."""
+        return 0
+
+    def flops(self, T: int) -> int:
+        """No matrix products."""
+        return 0
+
+
+@register("position", "none")
+class NoPosition(Position):
+    """No position information beyond what causality gives."""
+
+    paper = "Haviv et al. 2022, Transformer Language Models without Positional Encodings"
+
+
+@register("position", "learned")
+class LearnedPosition(Position):
+    """A trained vector for each of the first `context` positions, added to the embedding."""
+
+    paper = "Gehring et al. 2017, Convolutional Sequence to Sequence Learning"
+    acts_on = "embedding"
+
+    def __init__(self, config: Any, place: Place) -> None:
+        super().__init__(config, place)
+        self.limit = place.context
+        self.weight = nn.Parameter(torch.empty(place.context, self.dim))
+
+    def reset_parameters(self) -> None:
+        """N(0, 0.02), the embedding's own scale (GPT-2)."""
+        nn.init.normal_(self.weight, std=0.02)
+
+    def parameter_roles(self) -> dict[str, Role]:
+        """A table looked up by index."""
+        return {"weight": "embedding"}
+
+    def parameter_count(self) -> int:
+        """Context x D."""
+        return self.place.context * self.dim
+
+    def forward(self, positions: Int[Tensor, "*B T"]) -> Float[Tensor, "*B T D"]:
+        """The vectors of the given positions. Raises UserError past the trained context."""
+        if positions.numel() and int(positions.max()) >= self.place.context:
+            raise UserError(
+                f"learned positions end at the context of {self.place.context} tokens, position "
+                f"{int(positions.max())} was asked for; train with a larger context or use position 'rope'"
+            )
+        return self.weight[positions]
+
+
+@register("position", "sinusoidal")
+class SinusoidalPosition(Position):
+    """Fixed sines and cosines of geometric frequencies, added to the embedding.
+
+    Scaled by 0.02 sqrt(2): the paper multiplies embeddings by sqrt(D) to match the unit sines; here the
+    embedding keeps its N(0, 0.02) and the sines, of mean square 1/2, come down to the same size.
+    """
+
+    paper = "Vaswani et al. 2017, Attention Is All You Need, section 3.5"
+    acts_on = "embedding"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """base: the longest wavelength is 2 pi base; 10000 as in the paper."""
+
+        base: float = 10_000.0
+
+    SCALE: ClassVar[float] = 0.02 * 2**0.5
+
+    def forward(self, positions: Int[Tensor, "*B T"]) -> Float[Tensor, "*B T D"]:
+        """PE(pos, 2i) = sin(pos / base^(2i/D)), PE(pos, 2i+1) = cos(same), float32, scaled."""
+        i = torch.arange(0, self.dim, 2, dtype=torch.float64, device=positions.device)
+        angle = positions.unsqueeze(-1) * self.config.base ** (-i / self.dim)  # (*B, T, D/2)
+        table = torch.stack((angle.sin(), angle.cos()), -1).flatten(-2)[..., : self.dim]
+        return (self.SCALE * table).to(torch.get_default_dtype())
+
+
+@lru_cache(maxsize=64)
+def _rotary_table(
+    dim: int, base: float, length: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of position x frequency, each (length, dim/2); a pure function of its arguments."""
+    frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
+    angle = torch.outer(torch.arange(length, dtype=torch.float64, device=device), frequency)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+@register("position", "rope")
+class RotaryPosition(Position):
+    """Turns queries and keys by an angle that grows with position, so that scores see distances only.
+
+    Channel i is paired with channel i + K/2 (the convention of GPT-NeoX and Llama). RoFormer pairs 2i with
+    2i + 1: the same scheme up to a fixed permutation of channels, so weights are not interchangeable
+    between the two without `interleaved_to_half`.
+    """
+
+    paper = "Su et al. 2021, RoFormer, equations 14-16 and 34"
+    acts_on = "attention"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """base: theta of the paper; pair i turns by base^(-2i/K) a position."""
+
+        base: float = 10_000.0
+
+    def __init__(self, config: Any, place: Place) -> None:
+        super().__init__(config, place)
+        if self.dim % 2:
+            raise UserError(
+                f"position 'rope' turns pairs of channels: the head width {self.dim} must be even"
+            )
+
+    def forward(self, x: Float[Tensor, "B T H K"], start: int = 0) -> Float[Tensor, "B T H K"]:
+        """Rotate heads of queries or keys that stand at positions start, start + 1, ..."""
+        stop = start + x.shape[1]
+        # Rounded up, so that decoding token by token meets few distinct lengths.
+        length = 1 << max(stop - 1, 255).bit_length()
+        dtype = x.dtype if x.dtype in (torch.bfloat16, torch.float16) else state_dtype(x.dtype)
+        cos, sin = _rotary_table(self.dim, self.config.base, length, x.device, dtype)
+        cos, sin = cos[start:stop, None], sin[start:stop, None]  # (T, 1, K/2)
+        a, b = x.chunk(2, -1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def interleaved_to_half(weight: Float[Tensor, "HK D"], heads: int) -> Float[Tensor, "HK D"]:
+    """Reorder a query or key projection from RoFormer's pairing (2i, 2i+1) to ours (i, i + K/2)."""
+    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(weight.shape)
