@@ -1,0 +1,203 @@
+"""The config edge refuses with one sentence and loses nothing on the way through TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixlab import config
+from mixlab.config import apply_overrides, parse, read_preset, read_toml, to_mapping, to_toml, toml_value
+from mixlab.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    lr: float = 0.1
+    kind: Literal["cosine", "wsd"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr < 0:
+            raise UserError(f"lr {self.lr} is negative; it must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    name: str
+    steps: int = 10
+    flag: bool = False
+    inner: Inner = field(default_factory=Inner)
+    many: tuple[Inner, ...] = ()
+    sources: tuple[str, ...] = ("a",)
+    part: str | dict[str, Any] | tuple[str, ...] = "attention"
+    maybe: Inner | None = None
+
+
+def refused(mapping: dict[str, Any], where: str = "") -> str:
+    with pytest.raises(UserError) as caught:
+        parse(Outer, {"name": "x", **mapping}, where)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_nested_tables_become_dataclasses() -> None:
+    built = parse(Outer, {"name": "x", "inner": {"lr": 1, "betas": [0.5, 1]}, "many": [{}, {"kind": "wsd"}]})
+    assert built == Outer(name="x", inner=Inner(lr=1.0, betas=(0.5, 1.0)), many=(Inner(), Inner(kind="wsd")))
+    assert isinstance(built.inner.lr, float)
+
+
+def test_an_instance_passes_as_it_is_and_inside_a_mapping() -> None:
+    inner = Inner(kind="wsd")
+    assert parse(Inner, inner) is inner
+    assert parse(Outer, {"name": "x", "inner": inner}).inner == inner
+
+
+@pytest.mark.parametrize("part", ["rnn", {"kind": "rnn", "heads": 2}, ["rnn", "gru"]])
+def test_a_union_keeps_the_form_it_was_given(part: Any) -> None:
+    expected = tuple(part) if isinstance(part, list) else part
+    assert parse(Outer, {"name": "x", "part": part}).part == expected
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"stesp": 3}, "stesp: unknown key; did you mean 'steps'? choose from: "),
+        (
+            {"inner": {"lrr": 3}},
+            "inner.lrr: unknown key; did you mean 'lr'? choose from: betas, kind, lr, warmup",
+        ),
+        ({"many": [{"lrr": 3}]}, "many.lrr: unknown key; did you mean 'lr'?"),
+        ({"maybe": {"lrr": 3}}, "maybe.lrr: unknown key"),
+        ({"steps": "3"}, "steps: expected an integer, got '3'"),
+        ({"steps": 3.5}, "steps: expected an integer, got 3.5"),
+        ({"steps": True}, "steps: expected an integer, got true"),
+        ({"flag": 1}, "flag: expected true or false, got 1"),
+        ({"name": 1}, "name: expected a string, got 1"),
+        ({"inner": {"lr": "fast"}}, "inner.lr: expected a number, got 'fast'"),
+        ({"inner": {"lr": float("nan")}}, "inner.lr: expected a number, got nan"),
+        ({"inner": {"kind": "cosin"}}, "inner.kind: unknown value 'cosin'; did you mean 'cosine'?"),
+        ({"inner": {"kind": 3}}, "inner.kind: expected one of 'cosine', 'wsd', got 3"),
+        ({"inner": {"betas": [0.9]}}, "inner.betas: expected a list of 2: a number, a number, got [0.9]"),
+        ({"inner": {"warmup": "x"}}, "inner.warmup: expected an integer, got 'x'"),
+        ({"inner": {"lr": -1}}, "inner: lr -1.0 is negative; it must be 0 or more"),
+        ({"inner": 3}, "inner: expected a table, got 3"),
+        ({"sources": "my.txt"}, "sources: expected a list (each item a string), got 'my.txt'"),
+        ({"sources": ["a", 3]}, "sources: expected a list (each item a string), got ['a', 3]"),
+        ({"part": 3}, "part: expected a string or a table or a list (each item a string), got 3"),
+        ({"inner": object()}, "inner: a config cannot hold <object"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence_with_its_path(mapping: dict[str, Any], message: str) -> None:
+    assert refused(mapping).startswith(message)
+
+
+def test_the_path_starts_where_the_mapping_came_from() -> None:
+    assert refused({"inner": {"lr": "x"}}, "study.a").startswith("study.a.inner.lr: ")
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(UserError, match="name: missing; it must be a string"):
+        parse(Outer, {})
+    with pytest.raises(UserError, match="here: expected a table, got 3"):
+        parse(Outer, 3, "here")  # type: ignore[arg-type]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    lr=st.floats(0, 1e6),
+    name=st.text(st.characters(exclude_categories=["Cs"])),
+    warmup=st.none() | st.integers(0, 2**40),
+    sources=st.lists(st.text(st.characters(exclude_categories=["Cs"]))),
+)
+def test_toml_round_trip_loses_nothing(lr: float, name: str, warmup: int | None, sources: list[str]) -> None:
+    inner = Inner(lr=lr, warmup=warmup)
+    original = Outer(
+        name=name, inner=inner, many=(inner, Inner()), sources=tuple(sources), part={"kind": "rnn"}
+    )
+    assert parse(Outer, tomllib.loads(to_toml(original))) == original
+
+
+def test_none_is_left_out_and_paths_become_strings() -> None:
+    @dataclass(frozen=True)
+    class Where:
+        path: Path
+        rest: int | None = None
+
+    assert to_mapping(Where(Path("a/b"))) == {"path": "a/b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4),
+        ("7", 7),
+        ("true", True),
+        ('"7"', "7"),
+        ("[1, 2]", [1, 2]),
+        ("{kind = 'rnn'}", {"kind": "rnn"}),
+        ("attention", "attention"),
+        ("my file.txt", "my file.txt"),
+        ("", ""),
+        ("1\nother = 2", "1\nother = 2"),
+    ],
+)
+def test_an_override_is_toml_or_a_bare_string(text: str, value: Any) -> None:
+    assert toml_value(text) == value
+
+
+def test_overrides_reach_any_depth_and_leave_the_original_alone() -> None:
+    tables = {"train": {"lr": 1.0}, "model": {"temporal": "attention"}}
+    changed = apply_overrides(
+        tables, ["train.lr=3e-4", "train.schedule.kind=wsd", "model.temporal.heads=8", "a = b=c"]
+    )
+    assert changed == {
+        "train": {"lr": 3e-4, "schedule": {"kind": "wsd"}},
+        "model": {"temporal": {"kind": "attention", "heads": 8}},
+        "a": "b=c",
+    }
+    assert tables == {"train": {"lr": 1.0}, "model": {"temporal": "attention"}}
+
+
+@pytest.mark.parametrize("override", ["lr", "=3", "a..b=3", ".a=3", "train.lr.x=3"])
+def test_a_malformed_override_is_refused(override: str) -> None:
+    with pytest.raises(UserError, match=r"an override is key=value|has no keys below it"):
+        apply_overrides({"train": {"lr": 1.0}}, [override])
+
+
+def test_toml_errors_name_the_file_and_the_line(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("a = 1\nb = = 2\n")
+    with pytest.raises(UserError, match=r"bad\.toml: not valid TOML: .*line 2"):
+        read_toml(bad)
+    bad.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_toml(bad)
+    with pytest.raises(UserError, match="no such file"):
+        read_toml(tmp_path / "absent.toml")
+    with pytest.raises(UserError, match="not a file"):
+        read_toml(tmp_path)
+
+
+def test_a_preset_is_found_by_name_or_path(tmp_path: Path) -> None:
+    assert set(config.preset_names()) >= {"ngram", "window", "rnn", "gru", "lstm", "transformer"}
+    assert read_preset("gru")["name"] == "gru"
+    own = tmp_path / "mine.toml"
+    own.write_text("[model]\ndim = 8\n")
+    assert read_preset(own) == {"name": "mine", "model": {"dim": 8}}
+    with pytest.raises(UserError, match=r"unknown preset 'transfomer': did you mean 'transformer'\?"):
+        read_preset("transfomer")
+
+
+def test_defaults_are_listed_field_by_field() -> None:
+    listed = config.defaults(Outer)
+    assert listed["name"] is dataclasses.MISSING
+    assert (listed["steps"], listed["inner"]) == (10, Inner())
