@@ -1,0 +1,108 @@
+"""Generation: one prefill, then one token a call through the scorer's state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import torch
+
+from mixlab.decode.sampling import check_sampling, sample_next
+from mixlab.errors import UserError
+from mixlab.model.scorer import Scorer
+
+
+def generate(
+    scorer: Scorer,
+    prompt_tokens: Sequence[int],
+    *,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stop: Collection[int] = (),
+    note: Callable[[str], None] | None = None,
+) -> Iterator[int]:
+    """Token ids that continue `prompt_tokens`, yielded as each is drawn; same seed, same ids.
+
+    prompt_tokens: at least one id (0, the end of a document, starts a new one). max_tokens: at most this many
+    are yielded; a token in `stop` ends the sequence and is not yielded. Sampling settings: see `sample_next`.
+    Where the scorer can tell only so many positions apart (`max_positions`), it is started again on the last
+    half of them whenever they are used up; `note` is told so once.
+    Raises UserError for an empty prompt, an id outside the vocabulary or settings out of range, at once.
+    """
+    check_sampling(temperature, top_k, top_p)
+    tokens = [int(token) for token in prompt_tokens]
+    if not tokens:
+        raise UserError("the prompt is empty: it needs at least one token (0 starts a document)")
+    if outside := [token for token in tokens if not 0 <= token < scorer.vocab_size]:
+        raise UserError(f"token {outside[0]} is outside the vocabulary of {scorer.vocab_size}")
+    if max_tokens < 0:
+        raise UserError(f"max-tokens {max_tokens} is out of range: 0 or more")
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(logits: torch.Tensor) -> int:
+        drawn = sample_next(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        return int(drawn)
+
+    return _stream(_Reader(scorer, len(tokens) + max_tokens, note), tokens, max_tokens, choose, stop)
+
+
+def _stream(
+    reader: _Reader,
+    tokens: list[int],
+    max_tokens: int,
+    choose: Callable[[torch.Tensor], int],
+    stop: Collection[int],
+) -> Iterator[int]:
+    pending = tokens
+    for _ in range(max_tokens):
+        token = choose(reader.read(pending))
+        if token in stop:
+            return
+        yield token
+        pending = [token]
+
+
+class _Reader:
+    """Feeds tokens to a scorer and keeps its state within the positions that the scorer has."""
+
+    def __init__(self, scorer: Scorer, length: int, note: Callable[[str], None] | None) -> None:
+        self.scorer = scorer
+        self.limit: int | None = getattr(scorer, "max_positions", None)
+        self.device = _device(scorer)
+        self.room = length if self.limit is None else min(length, self.limit)
+        self.note = note
+        self.seen: list[int] = []
+        self.state = None
+
+    # Entered for one call at a time: held open across a yield it would leak into the caller's code.
+    @torch.inference_mode()
+    def read(self, tokens: list[int]) -> torch.Tensor:
+        """Logits (1, V) of the token after everything read so far and `tokens`."""
+        if self.state is None or len(self.seen) + len(tokens) > self.room:
+            tokens = self._restart(self.seen + tokens)
+        self.seen += tokens
+        output = self.scorer(torch.tensor([tokens], dtype=torch.int64, device=self.device), self.state)
+        self.state = output.state
+        return output.logits[:, -1].cpu()  # drawn on the CPU: the same seed gives the same text on any device
+
+    def _restart(self, tokens: list[int]) -> list[int]:
+        """Start the state afresh; what it is to read: everything, or the last half of what fits."""
+        if self.limit is not None and len(tokens) > self.limit:
+            kept = max(1, self.limit // 2)
+            tokens = tokens[-kept:]
+            if self.note is not None:
+                self.note(
+                    f"this model knows {self.limit} positions: past them it goes on from the last {kept}"
+                )
+                self.note = None
+        self.state = self.scorer.init_state(1, self.room)
+        self.seen = []
+        return tokens
+
+
+def _device(scorer: Scorer) -> torch.device:
+    """Where a neural scorer's parameters are; the CPU for a counted one."""
+    parameter = next(scorer.parameters(), None) if isinstance(scorer, torch.nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
