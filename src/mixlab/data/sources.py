@@ -1,0 +1,78 @@
+"""From what a person typed to the files it names: paths, folders and globs."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from pathlib import Path
+
+from mixlab.errors import UserError
+
+# Marks of a folder written by `datasets.Dataset.save_to_disk`: it is one source, not a folder of texts.
+DATASET_MARKS = ("dataset_info.json", "dataset_dict.json")
+
+
+def find_files(source: str) -> list[Path]:
+    """The files that `source` names, in sorted order.
+
+    A folder gives every file below it except hidden ones (a leading dot) and `__pycache__`; a folder saved by
+    the `datasets` library stands for itself; a pattern with `*`, `?` or `[` gives what it matches (`**`
+    crosses folders). Raises `UserError` when nothing is there, naming the nearest name that exists.
+    """
+    path = Path(source).expanduser()
+    try:
+        if path.exists():
+            return _below(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        shown = source if len(source) <= 60 else source[:60] + "..."
+        raise UserError(f"'{shown}' cannot be opened as a path: {reason}") from None
+    if glob.has_magic(source):
+        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - patterns may be absolute
+        # A folder matched by `**` is listed beside its own files; only a pattern that matches nothing but
+        # folders means the folders themselves.
+        files = [Path(m) for m in matches if Path(m).is_file()]
+        files = files or [file for m in matches for file in _below(Path(m))]
+        if not files:
+            raise UserError(f"no file matches '{source}'")
+        return files
+    raise missing_path(path)
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """Whether `path` is a folder written by the `datasets` library."""
+    return any((path / mark).is_file() for mark in DATASET_MARKS)
+
+
+def missing_path(path: Path) -> UserError:
+    """The error for a path that does not exist: where it breaks off and the nearest name there."""
+    parent, child = path.parent, path
+    while not parent.exists() and parent != parent.parent:
+        parent, child = parent.parent, parent
+    try:
+        names = [entry.name for entry in parent.iterdir()]
+    except OSError:
+        names = []
+    close = difflib.get_close_matches(child.name, names, n=1, cutoff=0.5)
+    # A file of the same stem under another ending is what people most often mean.
+    close = close or [n for n in sorted(names) if Path(n).stem == child.stem][:1]
+    where = "" if child == path else f": there is no '{child}'"
+    hint = f" (did you mean '{parent / close[0]}'?)" if close else ""
+    return UserError(f"no file or folder '{path}'{where}{hint}")
+
+
+def _below(path: Path) -> list[Path]:
+    """`path` itself when it is one source, else the visible files below it, sorted by path."""
+    if not path.is_dir() or is_dataset_folder(path):
+        return [path]
+    found: list[Path] = []
+    for folder, folders, files in os.walk(path):
+        here = Path(folder)
+        kept = sorted(d for d in folders if not d.startswith(".") and d != "__pycache__")
+        found.extend(here / d for d in kept if is_dataset_folder(here / d))
+        folders[:] = [d for d in kept if not is_dataset_folder(here / d)]
+        found.extend(here / f for f in files if not f.startswith(".") and (here / f).is_file())
+    if not found:
+        raise UserError(f"the folder '{path}' holds no files (hidden ones are left out)")
+    return sorted(found, key=lambda file: file.parts)

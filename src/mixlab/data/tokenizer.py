@@ -1,0 +1,216 @@
+"""Text to token ids and back: bytes, characters, or byte-level BPE.
+
+In every tokenizer id 0 is the end of a document, which also stands before the first one; `decode` writes it
+as NUL. A prepared stream is `[0, document, 0, document, ..., 0]`, so that every token after the first is
+predicted once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mixlab.errors import UserError, unknown
+
+FILE_NAME = "tokenizer.json"
+END = "\0"
+UNKNOWN = "\ufffd"
+
+
+class Tokenizer(Protocol):
+    """What every tokenizer does. `hash` is the sha256 (hex) of its canonical serialisation."""
+
+    kind: str
+    vocab_size: int
+
+    @property
+    def hash(self) -> str:
+        """sha256 in hex of the canonical serialisation: equal hashes mean equal tokens."""
+        ...
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`, 1-D in the smallest unsigned type that holds the vocabulary; no end of document is
+        added."""
+        ...
+
+    def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
+        """The stream `[0, document, 0, ..., 0]` of the documents, in the same type."""
+        ...
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """The text of `ids`: id 0 is NUL, and bytes that make no UTF-8 are U+FFFD."""
+        ...
+
+    def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
+        """The UTF-8 bytes of `ids`, which may end inside a character: for streaming through an incremental
+        decoder."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What `save` writes."""
+        ...
+
+    def save(self, directory: Path | str) -> None:
+        """Write `tokenizer.json` into `directory`."""
+        ...
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest of uint8, uint16 and uint32 that holds ids below `vocab_size`."""
+    return np.dtype(np.min_scalar_type(vocab_size - 1))
+
+
+class _Base:
+    """What the tokenizers share: their file, their hash, and text out of bytes."""
+
+    kind: str
+    vocab_size: int
+
+    def to_json(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def encode(self, text: str) -> np.ndarray:
+        raise NotImplementedError
+
+    def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
+        raise NotImplementedError
+
+    @property
+    def hash(self) -> str:
+        """sha256 in hex of the canonical serialisation: equal hashes mean equal tokens."""
+        return hashlib.sha256(_canonical(self.to_json())).hexdigest()
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """The text of `ids`: id 0 is NUL, and bytes that make no UTF-8 are U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
+        """The stream `[0, document, 0, ..., 0]`; NUL is token 0 here, so the joined text is the stream."""
+        return self.encode(END + END.join(documents) + END)
+
+    def save(self, directory: Path | str) -> None:
+        """Write `tokenizer.json` into `directory`."""
+        Path(directory, FILE_NAME).write_bytes(_canonical(self.to_json()))
+
+
+class ByteTokenizer(_Base):
+    """The 256 bytes of UTF-8: an id is a byte's value, and NUL is the end of a document."""
+
+    kind = "byte"
+    vocab_size = 256
+
+    def to_json(self) -> dict[str, Any]:
+        """What `save` writes."""
+        return {"format": "mixlab", "kind": self.kind}
+
+    def encode(self, text: str) -> np.ndarray:
+        """UTF-8 bytes of `text` (lone surrogates as U+FFFD), uint8 and read-only."""
+        return np.frombuffer(_utf8(text), dtype=np.uint8)
+
+    def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
+        """The bytes themselves; `ValueError` for an id of 256 or more."""
+        return _checked(ids, self.vocab_size).astype(np.uint8).tobytes()
+
+
+class CharTokenizer(_Base):
+    """One id a character: 0 the end of a document (NUL), 1 any character not in the vocabulary, then
+    `characters`.
+
+    An unknown character is decoded as U+FFFD.
+    """
+
+    kind = "char"
+
+    def __init__(self, characters: str) -> None:
+        self.characters = "".join(sorted(set(characters) - {END}))
+        self.vocab_size = 2 + len(self.characters)
+        points = _code_points(self.characters)
+        # One slot beyond the last known code point stands for everything above it.
+        self._ids = np.ones(int(points.max(initial=0)) + 2, dtype=token_dtype(self.vocab_size))
+        self._ids[points] = np.arange(2, self.vocab_size)
+        self._ids[0] = 0
+        self._points = np.concatenate([_code_points(END + UNKNOWN), points])
+
+    @classmethod
+    def train(cls, documents: Iterable[str]) -> CharTokenizer:
+        """The vocabulary of `documents`: their characters, sorted by code point."""
+        return cls("".join(set().union(*map(set, documents))))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `save` writes."""
+        return {"format": "mixlab", "kind": self.kind, "characters": self.characters}
+
+    def encode(self, text: str) -> np.ndarray:
+        """One id a character, by table."""
+        ids: np.ndarray = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
+        return ids
+
+    def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
+        """The characters in UTF-8; `ValueError` for an id outside the vocabulary."""
+        points: np.ndarray = self._points[_checked(ids, self.vocab_size)]
+        return points.tobytes().decode("utf-32-le").encode()
+
+
+def make_tokenizer(kind: str, documents: Sequence[str], *, vocab_size: int = 4096) -> Tokenizer:
+    """A new tokenizer, fitted to `documents` (the training side only) where it has anything to learn."""
+    if kind == "byte":
+        return ByteTokenizer()
+    if kind == "char":
+        return CharTokenizer.train(documents)
+    if kind == "bpe":
+        from mixlab.data.bpe import BPETokenizer
+
+        return BPETokenizer.train(documents, vocab_size=vocab_size)
+    raise unknown("tokenizer", kind, ("byte", "char", "bpe"))
+
+
+def load_tokenizer(directory: Path | str) -> Tokenizer:
+    """Read the `tokenizer.json` in `directory`; `UserError` when it is missing or not one of ours."""
+    path = Path(directory, FILE_NAME)
+    try:
+        return from_json(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise UserError(f"no tokenizer can be read from '{path}': {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{path}' is not a tokenizer that mixlab wrote: {error}") from None
+
+
+def from_json(content: dict[str, Any]) -> Tokenizer:
+    """The tokenizer whose `to_json` is `content`; `ValueError` or `KeyError` when it is none."""
+    if "model" in content:  # the tokenizers library's own format
+        from mixlab.data.bpe import BPETokenizer
+
+        return BPETokenizer(content)
+    if content["kind"] == "byte":
+        return ByteTokenizer()
+    if content["kind"] == "char":
+        return CharTokenizer(content["characters"])
+    raise ValueError(f"unknown kind {content['kind']!r}")
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # surrogatepass through UTF-16 joins surrogates that make a pair and leaves lone ones to "replace".
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def _checked(ids: Iterable[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+    array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
+    if array.size and not (array.min() >= 0 and array.max() < vocab_size):
+        raise ValueError(f"a token id lies outside the vocabulary of {vocab_size}")
+    return array
