@@ -294,12 +294,13 @@ def toml_value(text: str) -> Any:
 def load_run_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """The RunConfig of a preset's name, a `.toml` path or a mapping, after the `key=value` overrides.
 
-    Raises UserError for an unknown preset, a malformed file or override, and whatever `parse` refuses.
+    Raises UserError for an unknown preset, a malformed file or override, and what `parse` or the
+    configs themselves refuse.
     """
     from mixlab.train.config import RunConfig
 
     tables = source if isinstance(source, Mapping) else read_preset(source)
-    return parse(RunConfig, apply_overrides(tables, overrides))
+    return parse(RunConfig, apply_overrides(tables, overrides)).validate()
 
 
 def defaults(cls: type) -> dict[str, Any]:

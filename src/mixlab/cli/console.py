@@ -1,0 +1,146 @@
+"""What the verbs say: results on stdout, notes and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TextIO
+
+QUIET_SECONDS = 5.0
+"""Plain progress: at most one line in this time, few enough to read in a log, often enough to see life."""
+
+
+def note(sentence: str) -> None:
+    """A sentence on stderr that is not the result."""
+    print(f"note: {sentence}", file=sys.stderr, flush=True)
+
+
+def print_json(result: Mapping[str, Any] | Sequence[Any]) -> None:
+    """The result as one line of strict JSON on stdout; NaN and infinities become null."""
+    from mixlab.train.metrics import strict
+
+    print(json.dumps(strict(result), allow_nan=False, ensure_ascii=False))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned text: the first column to the left, the others, numbers, to the right; no final newline."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "  ".join([first, *rest]).rstrip()
+
+    return "\n".join(map(line, [columns, *rows]))
+
+
+def short(value: float) -> str:
+    """A large number in few characters: 950, 12.3k, 4.0M, 379G."""
+    for suffix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            scaled = value / size
+            return f"{scaled:.0f}{suffix}" if abs(scaled) >= 100 else f"{scaled:.1f}{suffix}"
+    return f"{value:.0f}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Progress:
+    """One training run's progress on stderr: a live line on a terminal, else a plain line now and then.
+
+    A context manager, and the callable that `mixlab.train.train` takes as `progress`: it is given the lines
+    of metrics.jsonl as they are written. `fraction` tells from a line how much of the run is done (0 to 1).
+    """
+
+    def __init__(
+        self,
+        label: str,
+        fraction: Callable[[Mapping[str, Any]], float],
+        *,
+        stream: TextIO | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.label = label
+        self.fraction = fraction
+        self.stream = stream or sys.stderr
+        self.now = now
+        self.began: tuple[float, float] | None = None
+        self.last_shown = -QUIET_SECONDS
+        self.shown: dict[str, Any] = {}
+        self.done = 0.0
+        self.live: Any = None
+
+    def __enter__(self) -> Progress:
+        if self.stream.isatty():
+            self.live = _live_line(self.stream, self.label)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+        elif self.shown:
+            self._plain()
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """Take one line of metrics.jsonl; a line of another kind than step and eval is ignored."""
+        if line.get("kind") not in ("step", "eval"):
+            return
+        self.shown |= line
+        self.done = min(1.0, self.fraction(line))
+        if self.began is None:
+            self.began = (self.now(), self.done)
+        if self.live is not None:
+            self.live.update(0, completed=self.done, facts=self._facts())
+        elif self.now() - self.last_shown >= QUIET_SECONDS:
+            self.last_shown = self.now()
+            self._plain()
+
+    def _plain(self) -> None:
+        print(f"{self.label}  {self.done:4.0%}  {self._facts()}", file=self.stream, flush=True)
+
+    def _facts(self) -> str:
+        facts = [f"step {self.shown['step']}"] if "step" in self.shown else []
+        if self.shown.get("loss") is not None:
+            facts.append(f"loss {self.shown['loss']:.3f}")
+        if self.shown.get("bits_per_byte") is not None:
+            facts.append(f"valid {self.shown['bits_per_byte']:.3f} bits/byte")
+        if self.shown.get("tokens_per_second"):
+            facts.append(f"{short(self.shown['tokens_per_second'])} tokens/s")
+        if (left := self._seconds_left()) is not None:
+            facts.append(f"{clock(left)} left")
+        return "  ".join(facts)
+
+    def _seconds_left(self) -> float | None:
+        """By the pace since the first line: a resumed run did not do its beginning in this time."""
+        if self.began is None or self.done <= self.began[1]:
+            return None
+        pace = (self.now() - self.began[0]) / (self.done - self.began[1])
+        return pace * (1.0 - self.done)
+
+
+def _live_line(stream: TextIO, label: str) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Live
+
+    live = Live(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[facts]}", markup=False),
+        console=Console(file=stream),
+        refresh_per_second=4,  # the thread that draws takes time from the ones that train
+    )
+    live.add_task(label, total=1.0, facts="")
+    return live

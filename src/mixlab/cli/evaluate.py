@@ -1,0 +1,70 @@
+"""`mixlab evaluate`: how well a run predicts a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixlab.cli.options import Imports, Json, Run
+
+if TYPE_CHECKING:
+    from mixlab.train.evaluate import Evaluation
+
+NGRAM_CONTEXT = 256
+"""Tokens in a window of an n-gram's evaluation: the models' default, so both start afresh equally often."""
+
+
+def evaluate(
+    run: Run,
+    text: Annotated[
+        list[str], typer.Argument(metavar="TEXT", help="Files, folders, globs, '-' or corpus:python.")
+    ],
+    imports: Imports = None,
+    as_json: Json = False,
+) -> None:
+    """Score a text with a trained run.
+
+    Bits per byte, perplexity per token, and the loss by position in the context.
+
+    mixlab evaluate runs/transformer my.txt
+    """
+    from mixlab.cli.console import note, print_json
+    from mixlab.data import prepare_single
+    from mixlab.train.evaluate import evaluate as score
+    from mixlab.train.run import load, open_run
+
+    opened = open_run(run)
+    model = opened.config.model
+    context = model.context if model is not None else NGRAM_CONTEXT
+    tokens, facts = prepare_single(
+        text, opened.tokenizer, context=1, text_field=opened.config.data.text_field, notes=note
+    )
+    result = score(load(run), tokens, context=context)
+    if as_json:
+        print_json({"run": str(run), "text": facts, **result.to_dict()})
+    else:
+        print(describe(result))
+
+
+def describe(result: Evaluation) -> str:
+    """The result as text: the three numbers, then the loss after 1, 2, 4, ... tokens of context."""
+    from mixlab.cli.console import table
+
+    losses = result.loss_by_position
+    rows = [[f"{n}", f"{losses[n - 1]:.3f}"] for n in powers(len(losses))]
+    return "\n".join(
+        [
+            f"bits per byte         {result.bits_per_byte:.4f}",
+            f"perplexity per token  {result.perplexity:.3f}",
+            f"tokens, bytes         {result.tokens}, {result.bytes}",
+            "",
+            table(["tokens before", "nats per token"], rows),
+        ]
+    )
+
+
+def powers(last: int) -> Sequence[int]:
+    """1, 2, 4, ... up to and including `last`."""
+    return sorted({2**k for k in range(last.bit_length())} | {last}) if last else []

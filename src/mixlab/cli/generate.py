@@ -1,0 +1,65 @@
+"""`mixlab generate`: text from a run, as it is made."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mixlab.cli.options import Imports, Json, Run
+
+
+def generate(
+    run: Run,
+    prompt: Annotated[str, typer.Option(help="What the text begins with.", metavar="TEXT")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.", metavar="N")] = 400,
+    # 0.8 trims the tail of unlikely tokens that a small model gets wrong; 1 samples the model as it is.
+    temperature: Annotated[
+        float, typer.Option(help="0: always the likeliest; 1: as learned.", metavar="T")
+    ] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Choose among the K likeliest.", metavar="K")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Choose among the likeliest that sum to P.", metavar="P")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same text.", metavar="S")] = 0,
+    imports: Imports = None,
+    as_json: Json = False,
+) -> None:
+    """Continue a prompt with a trained run.
+
+    Ends before --max-tokens where the model ends the document.
+
+    mixlab generate runs/transformer --prompt "def main("
+    """
+    from mixlab.cli.console import note, print_json
+    from mixlab.decode import check_sampling, stream_text
+    from mixlab.decode import generate as continue_from
+    from mixlab.train.run import load, open_run
+
+    check_sampling(temperature, top_k, top_p)  # before the seconds that loading takes
+    opened = open_run(run)
+    tokenizer = opened.tokenizer
+    # 0 ends a document and so starts the next: the text before every prompt.
+    tokens = [0, *(int(token) for token in tokenizer.encode(prompt))]
+    ids = continue_from(
+        load(run),
+        tokens,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop={0},
+        note=note,
+    )
+    if as_json:
+        drawn = list(ids)
+        text = "".join(stream_text(tokenizer, drawn))
+        print_json({"prompt": prompt, "text": text, "tokens": len(drawn), "seed": seed})
+        return
+    sys.stdout.write(prompt)
+    for piece in stream_text(tokenizer, ids):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")

@@ -1,0 +1,139 @@
+"""`mixlab train`: one model on one text, or an interrupted run continued."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixlab.cli.options import Imports, Json, Overrides, Text, count
+from mixlab.errors import UserError
+
+if TYPE_CHECKING:
+    from mixlab.train.config import RunConfig
+
+
+def train(
+    text: Text = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="ngram, window, rnn, gru, lstm, transformer, or the path of a .toml file.", metavar="NAME"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run folder to make; by default a new one under runs/.", metavar="RUN"),
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="Train for this many steps ...", metavar="N")] = None,
+    tokens: Annotated[str | None, typer.Option(help="... or tokens, such as 2M ...", metavar="N")] = None,
+    minutes: Annotated[float | None, typer.Option(help="... or minutes.", metavar="M")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the weights and the order of the text.", metavar="S")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run instead.", metavar="RUN")] = None,
+    imports: Imports = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on a text, or continue a run.
+
+    mixlab train my.txt --preset transformer --minutes 5
+    """
+    horizon = {"steps": steps, "tokens": tokens, "minutes": minutes}
+    if resume is not None:
+        given = {"TEXT": text, "--preset": preset, "--out": out, "--seed": seed, "--set": overrides}
+        _refuse_with_resume(given | {f"--{key}": value for key, value in horizon.items()})
+        config, folder = _of_run(resume)
+    else:
+        config = _new(text, preset, horizon, seed, overrides or ())
+        folder = out or unused(Path("runs"), config.name)
+    _train(config, folder, resume=resume is not None, as_json=as_json)
+
+
+def _refuse_with_resume(given: Mapping[str, Any]) -> None:
+    extra = [name for name, value in given.items() if value not in (None, [], ())]
+    if extra:
+        raise UserError(
+            f"--resume continues a run as it was configured: leave out {', '.join(extra)}, "
+            "or start a new run with --preset"
+        )
+
+
+def _of_run(path: Path) -> tuple[RunConfig, Path]:
+    from mixlab.train.run import open_run
+
+    run = open_run(path)
+    return run.config, run.path
+
+
+def _new(
+    text: Sequence[str] | None,
+    preset: str | None,
+    horizon: Mapping[str, Any],
+    seed: int | None,
+    overrides: Sequence[str],
+) -> RunConfig:
+    """The config of a new run: the preset, then the options, then `--set`."""
+    from mixlab.config import apply_overrides, load_run_config, preset_names, read_preset
+
+    if preset is None:
+        raise UserError(f"give --preset NAME ({', '.join(preset_names())}, or a .toml file) or --resume RUN")
+    tables = apply_overrides(read_preset(preset), ())
+    if text:
+        tables.setdefault("data", {})["sources"] = list(text)
+    if seed is not None:
+        tables.setdefault("train", {})["seed"] = seed
+    set_horizon(tables.setdefault("train", {}), horizon)
+    return load_run_config(tables, overrides)
+
+
+def set_horizon(train: dict[str, Any], horizon: Mapping[str, Any]) -> None:
+    """Put the one given of steps, tokens and minutes into a `[train]` table, in place of the preset's."""
+    given = {key: value for key, value in horizon.items() if value is not None}
+    if len(given) > 1:
+        raise UserError(f"give one of {' and '.join(f'--{key}' for key in given)}, not both")
+    for key, value in given.items():
+        for other in ("steps", "tokens", "minutes"):
+            train.pop(other, None)
+        train[key] = value if key == "minutes" else count(value, f"--{key}")
+
+
+def unused(folder: Path, name: str) -> Path:
+    """`folder/name`, or the first of name-2, name-3, ... not yet there: earlier runs stay as they are."""
+    path, number = folder / name, 1
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}"
+    return path
+
+
+def _train(config: RunConfig, folder: Path, *, resume: bool, as_json: bool) -> None:
+    from mixlab.cli.console import Progress, note, print_json
+    from mixlab.train import train as work
+
+    def fraction(line: Mapping[str, Any]) -> float:
+        return config.train.progress(steps=line["step"], tokens=line["tokens"], seconds=line["seconds"])
+
+    note(f"training {config.name} in {folder}")
+    with Progress(config.name, fraction) as progress:
+        summary = work(config, folder, resume=resume, progress=progress)
+    if as_json:
+        print_json({"run": str(folder), **summary})
+    else:
+        print(f"{folder}  {describe(summary)}")
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """The result of a run in one line."""
+    from mixlab.cli.console import clock, short
+
+    facts = [("bits_per_byte", lambda v: f"{v:.3f} bits/byte on the validation text")]
+    facts += [
+        ("step", lambda v: f"{v} steps"),
+        ("tokens", lambda v: f"{short(v)} tokens"),
+        ("seconds", clock),
+    ]
+    return "  ".join(write(summary[key]) for key, write in facts if summary.get(key) is not None)
