@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixlab.parts.contract import Choice, Part, Place, build
+from mixlab.parts.norm import Norm
 
 
 class BlockState(NamedTuple):
@@ -22,10 +23,10 @@ class Block(nn.Module):
 
     def __init__(self, temporal: Choice, feature: Choice, norm: Choice, place: Place, dropout: float) -> None:
         super().__init__()
-        self.temporal_norm = build("norm", norm, place)
+        self.temporal_norm: Norm = build("norm", norm, place)
         self.temporal: Part = build("temporal", temporal, place)
         self.feature: Part = build("feature", feature, place)
-        self.feature_norm = build("norm", norm, place) if self.feature.mixes else nn.Identity()
+        self.feature_norm: Any = build("norm", norm, place) if self.feature.mixes else None
         self.dropout = nn.Dropout(dropout)
 
     def forward(

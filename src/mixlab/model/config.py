@@ -13,6 +13,10 @@ PartSpec = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 """A part's name, a mapping with `kind` and its knobs, or a list of either that repeats over the depth."""
 
 
+PER_BLOCK: tuple[Kind, ...] = ("temporal", "feature")
+PER_MODEL: tuple[Kind, ...] = ("position", "norm")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A language model. The defaults are the block of Llama at a size that trains on a laptop.
@@ -44,9 +48,9 @@ class ModelConfig:
             raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
         if self.logit_softcap < 0:
             raise UserError(f"model.logit_softcap must be 0 (off) or positive, got {self.logit_softcap}")
-        for kind in ("temporal", "feature"):
+        for kind in PER_BLOCK:
             self.pattern(kind)
-        for kind in ("position", "norm"):
+        for kind in PER_MODEL:
             self.choice(kind)
         return self
 
@@ -69,9 +73,9 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Every knob spelled out, in types that TOML holds; `model_config(c.to_dict())` builds the same."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        for kind in ("position", "norm"):
+        for kind in PER_MODEL:
             plain[kind] = _spell(self.choice(kind))
-        for kind in ("temporal", "feature"):
+        for kind in PER_BLOCK:
             spelled = [_spell(choice) for choice in self.pattern(kind)]
             plain[kind] = spelled[0] if all(one == spelled[0] for one in spelled) else spelled
         return plain

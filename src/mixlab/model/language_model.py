@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +100,7 @@ class LanguageModel(nn.Module):
             x = x + self.position(self._positions(tokens, state, segment)).to(x.dtype)
         x = self.dropout(x)
         after = []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers()):
             x, block_state = block(x, None if state is None else state.blocks[i], segment=segment)
             after.append(block_state)
         x = self.norm(x)
@@ -135,13 +135,13 @@ class LanguageModel(nn.Module):
         """The state before the first token, with room for `max_length`; device and dtype default to the
         parameters' own."""
         like = self.embedding.weight
-        where = {"device": device or like.device, "dtype": dtype or like.dtype}
+        device, dtype = device or like.device, dtype or like.dtype
         blocks = tuple(
             BlockState(
-                block.temporal.init_state(batch_size, max_length, **where),
-                block.feature.init_state(batch_size, max_length, **where),
+                block.temporal.init_state(batch_size, max_length, device=device, dtype=dtype),
+                block.feature.init_state(batch_size, max_length, device=device, dtype=dtype),
             )
-            for block in self.blocks
+            for block in self.layers()
         )
         return ModelState(torch.zeros((), dtype=torch.int64), blocks)
 
@@ -177,11 +177,15 @@ class LanguageModel(nn.Module):
         logits = self(inputs).logits.flatten(0, 1).float()
         return -F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
 
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [cast("Block", block) for block in self.blocks]
+
     def components(self) -> Iterator[tuple[str, Component]]:
         """(component, module) of everything but embedding and head, each once."""
         if self.position is not None:
             yield "embedding", self.position
-        for block in self.blocks:
+        for block in self.layers():
             yield "norm", block.temporal_norm
             yield "temporal", block.temporal
             if block.feature.mixes:
@@ -221,11 +225,7 @@ class LanguageModel(nn.Module):
 
     def state_bytes(self, T: int, dtype: torch.dtype = torch.float32) -> int:
         """Bytes one sequence keeps for decoding after T tokens: every mixer's, and the counter."""
-        kept = sum(
-            b.temporal.state_bytes(T, dtype) + b.feature.state_bytes(T, dtype)
-            for b in self.blocks
-            if isinstance(b, Block)
-        )
+        kept = sum(b.temporal.state_bytes(T, dtype) + b.feature.state_bytes(T, dtype) for b in self.layers())
         return kept + torch.int64.itemsize
 
 

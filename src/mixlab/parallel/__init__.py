@@ -1,1 +1,1 @@
-"""."""
+"""Spreading one model over several processes; model code knows nothing of it."""

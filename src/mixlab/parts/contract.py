@@ -1,7 +1,8 @@
 """What every part of a model promises, and the registry that holds them.
 
 Shape vocabulary, used in annotations and trailing comments everywhere:
-B batch, T time, D model width, H heads, K head width, F feature hidden width, V vocabulary, S cached + new time.
+B batch, T time, D model width, H heads, K head width, F feature hidden width, V vocabulary,
+S cached and new time together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a model knows where a token stands: schemes that add to the embedding, and one that turns queries and keys."""
+"""How a model knows where a token stands: added to the embedding, or turned into queries and keys."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ def check_heads(dim: int, heads: int, kv_heads: int) -> None:
     if kv_heads < 1 or heads % kv_heads:
         fits = [h for h in range(1, heads + 1) if heads % h == 0]
         raise UserError(
-            f"attention: kv_heads={kv_heads} does not divide {heads} heads; choose from {', '.join(map(str, fits))}"
+            f"attention: kv_heads={kv_heads} does not divide {heads} heads; choose from "
+            f"{', '.join(map(str, fits))}"
         )
 
 
@@ -99,9 +100,7 @@ class Attention(Part):
         self, batch_size: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype
     ) -> AttentionState:
         """Empty buffers for `max_length` tokens."""
-        # A tensor-parallel split leaves each process its own heads; the weight knows how many.
-        heads = self.k.weight.shape[0] // self.width
-        shape = (batch_size, heads, max_length, self.width)
+        shape = (batch_size, self.kv_heads, max_length, self.width)
         empty = torch.zeros(shape, device=device, dtype=dtype)
         return AttentionState(empty, empty.clone(), torch.zeros((), dtype=torch.int64))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -34,7 +35,7 @@ class Recurrent(Part):
     """
 
     gates: ClassVar[int]
-    cell_class: ClassVar[type[nn.RNNBase]]
+    cell_class: ClassVar[Callable[..., Any]]
     state_class: ClassVar[type[HiddenState] | type[LSTMState]] = HiddenState
 
     @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Recurrent(Part):
         if config.ratio <= 0:
             raise UserError(f"a recurrent part needs ratio > 0, got {config.ratio}")
         self.hidden = max(1, round(config.ratio * self.dim))
-        self.cell = self.cell_class(self.dim, self.hidden, batch_first=True)
+        self.cell: Any = self.cell_class(self.dim, self.hidden, batch_first=True)
         self.out = nn.Linear(self.hidden, self.dim, bias=False)
 
     def reset_parameters(self) -> None:
