@@ -29,6 +29,8 @@ class Batches:
         self.tokens = _array(tokens)
         if context < 1 or batch_size < 1:
             raise UserError(f"context is {context} and batch_size {batch_size}; both must be at least 1")
+        if seed < 0:
+            raise UserError(f"seed is {seed}; it must be at least 0")
         if len(self.tokens) < context + 1:
             raise UserError(
                 f"the text is {len(self.tokens)} tokens long, fewer than the context of {context} + 1: "
@@ -65,7 +67,7 @@ class Batches:
         """Continue from `state`; `UserError` when this text has no such place."""
         epoch, cursor = int(state["epoch"]), int(state["cursor"])
         starts = self._order(epoch) if epoch >= 0 else np.zeros(0, np.int64)
-        if not 0 <= cursor <= len(starts):
+        if epoch < 0 or not 0 <= cursor <= len(starts):
             raise UserError(
                 f"the saved place in the data (window {cursor} of epoch {epoch}) is not in this text, "
                 f"whose epoch has {len(starts)} windows: resume with the text and context the run began with"

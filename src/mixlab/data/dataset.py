@@ -141,6 +141,12 @@ def _tokens(
         tokenizer = make()
         arrays = {name: tokenizer.encode_documents(documents) for name, documents in sides.items()}
         arrays = _stored(cache, key, tokenizer, arrays, said)
+    unknown = sum(tokenizer.count_unknown(array) for array in arrays.values())
+    if unknown:
+        said(
+            f"{unknown} characters are not in the tokenizer's vocabulary and count as one unknown character: "
+            "bits per byte come out too low, and a byte or bpe tokenizer would have none"
+        )
     return tokenizer, {name: TokenFile(arrays[name], _num_bytes(sides[name])) for name in sides}
 
 

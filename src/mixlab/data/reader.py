@@ -56,7 +56,7 @@ class Reader:
             return
         if name.endswith(".gz") and data:
             data, name = gunzip(str(path), data), name.removesuffix(".gz")
-        if name.endswith(".jsonl") and data:
+        if name.endswith((".jsonl", ".ndjson")) and data:
             self._add_rows(str(path), json_rows(str(path), data, self._text_field))
         else:
             self.add_bytes(str(path), data)

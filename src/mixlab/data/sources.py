@@ -29,7 +29,8 @@ def find_files(source: str) -> list[Path]:
         shown = source if len(source) <= 60 else source[:60] + "..."
         raise UserError(f"'{shown}' cannot be opened as a path: {reason}") from None
     if glob.has_magic(source):
-        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - patterns may be absolute
+        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - patterns may be absolute
+        matches = [match for match in found if "__pycache__" not in Path(match).parts]
         # A folder matched by `**` is listed beside its own files; only a pattern that matches nothing but
         # folders means the folders themselves.
         files = [Path(m) for m in matches if Path(m).is_file()]

@@ -71,5 +71,5 @@ def _by_tail(documents: Sequence[str], valid_fraction: float) -> Split:
             f"the text holds only {n} character{'s' * (n != 1)}, too few to keep {valid_fraction:g} of it "
             "aside for validation: give a longer text"
         )
-    whose = "the text" if len(documents) == 1 else "every document (too few to split by hash)"
+    whose = "the text" if len(documents) == 1 else "every document (whole ones would leave the sides too uneven)"
     return Split(train, valid, f"the last {valid_fraction:g} of {whose}, in characters, for validation")

@@ -51,6 +51,10 @@ class Tokenizer(Protocol):
         decoder."""
         ...
 
+    def count_unknown(self, ids: np.ndarray) -> int:
+        """How many of `ids` stand for text that the vocabulary cannot write."""
+        ...
+
     def to_json(self) -> dict[str, Any]:
         """What `save` writes."""
         ...
@@ -92,6 +96,10 @@ class _Base:
     def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
         """The stream `[0, document, 0, ..., 0]`; NUL is token 0 here, so the joined text is the stream."""
         return self.encode(END + END.join(documents) + END)
+
+    def count_unknown(self, ids: np.ndarray) -> int:
+        """Always 0: bytes write any text."""
+        return 0
 
     def save(self, directory: Path | str) -> None:
         """Write `tokenizer.json` into `directory`."""
@@ -154,6 +162,10 @@ class CharTokenizer(_Base):
         """The characters in UTF-8; `ValueError` for an id outside the vocabulary."""
         points: np.ndarray = self._points[_checked(ids, self.vocab_size)]
         return points.tobytes().decode("utf-32-le").encode()
+
+    def count_unknown(self, ids: np.ndarray) -> int:
+        """How many of `ids` are 1, a character outside the vocabulary."""
+        return int(np.count_nonzero(ids == 1))
 
 
 def make_tokenizer(kind: str, documents: Sequence[str], *, vocab_size: int = 4096) -> Tokenizer:
