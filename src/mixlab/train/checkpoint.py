@@ -1,0 +1,206 @@
+"""Checkpoints: folders that are whole or absent, whose every byte is accounted for, without pickle.
+
+    checkpoints/step-0000400/
+      model.safetensors      parameters and buffers          (an n-gram: the files it saves itself)
+      training.safetensors   optimizer state, random state
+      training.json          step, counters, data cursor
+      manifest.json          sha256 and size of each of the others
+
+A checkpoint is written into a hidden folder beside its place, fsynced, and renamed. One that was damaged
+since is found by its hashes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mixlab.errors import UserError
+from mixlab.train.files import fsync, sha256, write_text
+
+FORMAT = 1
+MODEL, TENSORS, SCALARS, MANIFEST = (
+    "model.safetensors",
+    "training.safetensors",
+    "training.json",
+    "manifest.json",
+)
+PREFIX = "step-"
+
+
+class DamagedError(UserError):
+    """A checkpoint that is not what was written; the message names the file."""
+
+
+def name_of(step: int) -> str:
+    """The folder's name; seven digits sort in order up to ten million steps, and beyond by number."""
+    return f"{PREFIX}{step:07d}"
+
+
+def step_of(path: Path) -> int:
+    """The step a checkpoint folder is named for; -1 if it is not one."""
+    digits = path.name.removeprefix(PREFIX)
+    return int(digits) if path.name.startswith(PREFIX) and digits.isdigit() else -1
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders in RUN/checkpoints, newest first; whether they are whole is not looked at."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.is_dir() and step_of(path) >= 0]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
+    """Make `folder`/step-STEP of the files that `write` puts in the folder it is given; returns its path.
+
+    Until the last rename nothing that existed is touched; OSError (a full disk) leaves the earlier
+    checkpoints whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / name_of(step)
+    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        write(temporary)
+        files = {path.name: _facts(path) for path in sorted(temporary.iterdir())}
+        manifest = {"format": FORMAT, "step": step, "files": files}
+        for name in files:
+            fsync(temporary / name)
+        write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        _put_in_place(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    fsync(folder)
+    return target
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename; a folder of that name (a damaged one that a run went back behind) makes way first."""
+    if not target.exists():
+        temporary.rename(target)
+        return
+    replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
+    target.rename(replaced)
+    temporary.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint; DamagedError names the first file that is not as it was written."""
+    manifest_path = path / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
+        listed = {str(name): (facts["sha256"], facts["bytes"]) for name, facts in manifest["files"].items()}
+    except FileNotFoundError:
+        raise DamagedError(f"{manifest_path} is missing: {path} is not a whole checkpoint") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedError(f"{manifest_path} is damaged: it is not a checkpoint's manifest") from None
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{manifest_path} has format {manifest.get('format')}; this mixlab reads format {FORMAT}"
+        )
+    for name, (digest, size) in listed.items():
+        file = path / name
+        if not file.is_file():
+            raise DamagedError(f"{file} is missing from the checkpoint")
+        if file.stat().st_size != size:
+            raise DamagedError(
+                f"{file} is damaged: it has {file.stat().st_size} bytes and was written with {size}"
+            )
+        if sha256(file) != digest:
+            raise DamagedError(f"{file} is damaged: its sha256 is not the one it was written with")
+    return manifest
+
+
+def first_whole(candidates: list[Path], notes: Callable[[str], None]) -> Path:
+    """The first of `candidates` that verifies; each damaged one before it is a note.
+
+    UserError, naming the first damaged file, if none is left.
+    """
+    problems: list[DamagedError] = []
+    for path in candidates:
+        try:
+            verify(path)
+        except DamagedError as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            notes(f"{problem}; using {path} in its place")
+        return path
+    raise UserError(f"{problems[0]}; no other checkpoint is left") from None
+
+
+def prune(folder: Path, *, keep: int, best: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and that of step `best`, and a killed writer's rests."""
+    for path in list_checkpoints(folder)[keep:]:
+        if step_of(path) != best:
+            # Renamed first: a folder that is half deleted must not look like a damaged checkpoint.
+            doomed = path.rename(path.with_name(f".{path.name}.{os.getpid()}.old"))
+            shutil.rmtree(doomed, ignore_errors=True)
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Delete the hidden folders that a writer killed midway left in RUN/checkpoints."""
+    if folder.is_dir():
+        for path in folder.glob(f".{PREFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def save_model(model: nn.Module, path: Path) -> None:
+    """The state dict as safetensors; tensors that share memory (a tied head) are stored once."""
+    save_file(_without_aliases(model)[0], path, metadata={"format": "pt"})
+
+
+def load_model(model: nn.Module, path: Path) -> None:
+    """Put the tensors of a safetensors file into `model`; UserError where names or shapes do not fit."""
+    tensors = load_tensors(path)
+    aliases = _without_aliases(model)[1]
+    try:
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the run's config: {_last_line(error)}") from None
+    wrong = sorted((set(missing) - aliases) | set(unexpected))
+    if wrong:
+        raise UserError(f"{path} does not fit the run's config: {', '.join(wrong)} is in only one of the two")
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file; DamagedError if it is not one."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"{path} cannot be read as safetensors: {_last_line(error)}") from None
+
+
+def _without_aliases(model: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
+    """The state dict with each stored tensor once, contiguous, and the other names of those left out."""
+    kept: dict[str, Tensor] = {}
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    aliases = set()
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() and key in seen:
+            aliases.add(name)
+            continue
+        seen.add(key)
+        kept[name] = tensor.detach().contiguous()
+    return kept, aliases
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()

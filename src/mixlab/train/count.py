@@ -1,0 +1,69 @@
+"""An n-gram 'trains' by counting once; what it leaves behind is a run like any other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from mixlab.data import Dataset
+from mixlab.errors import UserError
+from mixlab.model.config import ModelConfig
+from mixlab.model.ngram import NGram
+from mixlab.train import checkpoint, machine
+from mixlab.train.config import RunConfig
+from mixlab.train.counters import Clock
+from mixlab.train.evaluate import evaluate
+from mixlab.train.files import disk_errors, write_text
+from mixlab.train.folder import RunFolder
+from mixlab.train.metrics import Line, MetricsLog, cut_back
+
+# An n-gram needs no window, but a model has one: scored in the same windows, the numbers compare.
+CONTEXT = ModelConfig().context
+
+
+def count(config: RunConfig, folder: RunFolder, dataset: Dataset, report: Callable[[Line], None]) -> Line:
+    """Count the training text, save, evaluate; returns the summary.
+
+    The record has an "eval" and an "end" line, at step 1; there is no "step" line, for a count has no loss
+    on the way. A resumed run counts again: it takes seconds and gives the same.
+    """
+    assert config.ngram is not None
+    clock = Clock()
+    with disk_errors(f"to {folder.path}", failure=UserError):
+        cut_back(folder.metrics, 0)
+    model = NGram.train(
+        dataset.train.tokens, order=config.ngram.order, vocab_size=dataset.tokenizer.vocab_size
+    )
+    tokens, seconds = len(dataset.train) - 1, clock.lap()
+    totals = {"step": 1, "tokens": tokens, "seconds": seconds, "flops": 0}
+
+    def write(path: Path) -> None:
+        model.save(path)
+        write_text(path / checkpoint.SCALARS, json.dumps({"counters": totals}, indent=1) + "\n")
+
+    with disk_errors(f"to {folder.path}"):
+        saved = checkpoint.save(folder.checkpoints, 1, write)
+        checkpoint.prune(folder.checkpoints, keep=1, best=None)
+        log = MetricsLog(folder.metrics)
+        found = evaluate(model, dataset.valid, context=CONTEXT, dtype="float32")
+        end = {
+            "kind": "end",
+            **totals,
+            "status": "done",
+            "message": "",
+            "loss": None,
+            "bits_per_byte": found.bits_per_byte,
+            "best_bits_per_byte": found.bits_per_byte,
+            "best_step": 1,
+            "parameters": sum(model.parameters_by_component().values()),
+            "dtype": "float32",
+            "tokens_per_second": tokens / seconds,
+            "peak_memory_bytes": machine.peak_memory_bytes(machine.CPU),
+            "checkpoint": str(saved),
+        }
+        for line in ({"kind": "eval", **totals, **found.line()}, end):
+            log.write(line)
+            report(line)
+        log.close()
+    return end

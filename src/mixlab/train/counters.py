@@ -1,0 +1,41 @@
+"""How far a run is, and how long it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class Counters:
+    """Totals since the first step. clipped: steps whose gradient was longer than the limit."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    flops: int = 0
+    clipped: int = 0
+
+
+class Clock:
+    """Seconds of training: runs from its making, save inside `paused`."""
+
+    def __init__(self) -> None:
+        self._mark = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap, pauses left out."""
+        now = time.perf_counter()
+        passed, self._mark = now - self._mark, now
+        return passed
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not training."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._mark += time.perf_counter() - start

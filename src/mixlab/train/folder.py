@@ -1,0 +1,120 @@
+"""The run folder: which file is where, whose run it holds, and what may change when it is resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mixlab.config import parse, read_toml, to_mapping, to_toml
+from mixlab.data import Dataset
+from mixlab.errors import UserError
+from mixlab.train.config import RunConfig
+from mixlab.train.files import write_text
+
+# A resumed run may go on for longer, look more often and keep more; anything else would make it another run.
+MAY_CHANGE = ("name", "train.steps", "train.tokens", "train.minutes", "train.eval_every", "train.checkpoint")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved RunConfig."""
+        return self.path / "config.toml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and the machine, as of the latest start."""
+        return self.path / "environment.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def data(self) -> Path:
+        """Facts about the text."""
+        return self.path / "data.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The record of the run."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def check_free(self) -> None:
+        """UserError if anything that a run would write is here already."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: the output of a run is a folder")
+        files = (self.config, self.environment, self.tokenizer, self.data, self.metrics, self.checkpoints)
+        taken = next((file for file in files if file.exists()), None)
+        if taken is not None:
+            raise UserError(
+                f"{self.path} already holds a run ({taken.name}): resume it, or choose another output folder"
+            )
+
+    def read_config(self) -> RunConfig:
+        """The saved RunConfig; UserError if there is none."""
+        if not self.config.is_file():
+            raise UserError(f"{self.path} is not a run: it has no {self.config.name}")
+        return parse(RunConfig, read_toml(self.config))
+
+    def check_same(self, config: RunConfig, dataset: Dataset) -> None:
+        """UserError naming what differs, if the run that was begun here had another config or text."""
+        saved = self.read_config()
+        keys = [
+            key for key in differing(to_mapping(saved), to_mapping(config)) if not key.startswith(MAY_CHANGE)
+        ]
+        if keys:
+            raise UserError(
+                f"{self.path} was begun with another config; these keys differ: {', '.join(keys)} "
+                "(only length, evaluations and checkpoints of a run may change when it is resumed)"
+            )
+        facts = read_json(self.data)
+        for key in ("sha256", "train_tokens", "valid_tokens"):
+            if key in facts and facts[key] != dataset.facts.get(key):
+                raise UserError(f"the text is not the one that {self.path} was begun with ({key} differs)")
+
+    def write_start(self, config: RunConfig, dataset: Dataset, environment: Mapping[str, Any]) -> None:
+        """Write what says what this run is, the config last, so that a folder with a config is complete."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        dataset.tokenizer.save(self.path)
+        write_text(self.data, json.dumps(dataset.facts, indent=1) + "\n")
+        write_text(self.environment, json.dumps(environment, indent=1) + "\n")
+        write_text(self.config, to_toml(config))
+
+
+def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """The config with the vocabulary that the tokenizer turned out to have."""
+    if config.model is None:
+        return config
+    return replace(config, model=replace(config.model, vocab_size=dataset.tokenizer.vocab_size))
+
+
+def differing(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two nested mappings differ, sorted."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return [] if old == new else [path]
+    keys = sorted({*old, *new})
+    below = [(f"{path}.{key}" if path else key, old.get(key), new.get(key)) for key in keys]
+    return [found for where, a, b in below for found in differing(a, b, where)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a run folder; UserError if it cannot be read as one."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is missing or damaged ({error})") from None

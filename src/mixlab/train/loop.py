@@ -1,0 +1,350 @@
+"""The training loop: one step after another, saved, evaluated, recorded, and stopped cleanly.
+
+`train` is the one entry; it takes a model and an n-gram alike. The loop tells `progress` what it writes to
+metrics.jsonl and knows nothing of terminals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mixlab.data import Batches, Dataset, load_tokenizer, prepare
+from mixlab.errors import RunFailed, UserError
+from mixlab.model.language_model import build_model
+from mixlab.train import checkpoint, diagnose, machine
+from mixlab.train.config import RunConfig
+from mixlab.train.counters import Clock, Counters
+from mixlab.train.evaluate import EvaluationStopped, evaluate
+from mixlab.train.files import disk_errors, write_text
+from mixlab.train.folder import RunFolder, read_json, resolve
+from mixlab.train.metrics import Line, MetricsLog, cut_back, read_metrics
+from mixlab.train.optimizers import Optimizers
+from mixlab.train.precision import autocast
+from mixlab.train.precision import resolve as resolve_dtype
+from mixlab.train.schedules import lr_factor
+from mixlab.train.stopping import StopRequest
+
+Progress = Callable[[Line], None]
+
+
+def train(
+    config: RunConfig, out: Path | str, *, resume: bool = False, progress: Progress | None = None
+) -> Line:
+    """Train what `config` says in the folder `out`; returns the record's last line, the summary.
+
+    resume: continue the run in `out` from its newest whole checkpoint (from the start if it made none yet).
+    progress: called with every line of metrics.jsonl as it is written, and with {"kind": "note", "message"}
+    for what a person should be told; without it, notes are Python warnings.
+
+    The summary's `status` is "done", or "stopped" after SIGTERM or SIGINT (its `message` says how to go
+    on). Raises UserError for a config, text or folder that cannot work, RunFailed for a loss that is not
+    finite or a full disk.
+    """
+    config.validate()
+    report = progress or _warn
+    folder = RunFolder(Path(out))
+    if resume:
+        folder.read_config()
+    else:
+        folder.check_free()
+    dataset = _data(config, folder, resume, report)
+    config = resolve(config, dataset)
+    if resume:
+        folder.check_same(config, dataset)
+    with disk_errors(f"to {folder.path}", failure=UserError):
+        folder.write_start(config, dataset, machine.environment(machine.measure()))
+    if config.model is None:
+        from mixlab.train.count import count
+
+        return count(config, folder, dataset, report)
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):  # the caller's random state is not ours to move
+        trainer = Trainer(config, folder, dataset, report)
+        if resume:
+            trainer.resume()
+        return trainer.run()
+
+
+def _warn(line: Line) -> None:
+    if line["kind"] == "note":
+        warnings.warn(line["message"], stacklevel=2)
+
+
+def _data(config: RunConfig, folder: RunFolder, resume: bool, report: Progress) -> Dataset:
+    """The prepared text; a resumed run keeps the tokenizer it began with."""
+
+    def note(message: str) -> None:
+        report({"kind": "note", "message": message})
+
+    context = config.model.context if config.model is not None else 0
+    dataset = prepare(config.data, context=context, notes=note)
+    if resume and (saved := load_tokenizer(folder.path)).hash != dataset.tokenizer.hash:
+        dataset = prepare(config.data, context=context, tokenizer=saved)
+    return dataset
+
+
+class Trainer:
+    """One model's training: what it holds is what a checkpoint holds."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, dataset: Dataset, report: Progress) -> None:
+        assert config.model is not None
+        self.folder, self.report, self.valid = folder, report, dataset.valid
+        self.config, self.context = config.train, config.model.context
+        self.device = machine.default_device()
+        self.bfloat16 = resolve_dtype(self.config.dtype, self.device)
+        torch.manual_seed(self.config.seed)
+        self.model = build_model(config.model).to(self.device)
+        self.optimizers = Optimizers(self.model, self.config.optimizer)
+        self.batches = Batches(
+            dataset.train, context=self.context, batch_size=self.config.batch_size, seed=self.config.seed
+        )
+        self.done = Counters()
+        self.step_tokens = self.config.batch_size * self.context
+        # Backward costs twice the forward: a product's gradient is one product for each of its two factors.
+        self.step_flops = 3 * self.model.flops(self.context) * self.config.batch_size
+        self.last: dict[str, Line] = {}
+        self.best: Line | None = None
+        self.saved: Path | None = None
+        self.stop = StopRequest()
+        self.clock = Clock()
+
+    def run(self) -> Line:
+        """Train to the horizon or to a requested stop; returns the summary, which ends the record."""
+        with disk_errors(f"to {self.folder.path}", failure=UserError):
+            self.log = MetricsLog(self.folder.metrics)
+        with contextlib.closing(self.log):
+            try:
+                with self.stop, disk_errors(f"to {self.folder.path}"):
+                    self.loop()
+            except RunFailed as failure:
+                message = f"{failure}; {self.last_good()}"
+                with contextlib.suppress(OSError):
+                    self.record(self.summary("failed", message))
+                raise RunFailed(message) from failure
+            done = self.finished() and not self.evaluation_is_due()
+            resume = f"saved at step {self.done.step}; go on with: mixlab train --resume {self.folder.path}"
+            summary = self.summary("done", "") if done else self.summary("stopped", resume)
+            self.record(summary)
+        return summary
+
+    def loop(self) -> None:
+        """Step, record, save, evaluate; saving comes before evaluating, so that nothing is lost to it."""
+        self.model.train()
+        self.evaluate_if_due()  # a run that was killed just after saving has yet to make it
+        self.clock.lap()
+        while not self.finished() and not self.stop.requested:
+            self.record(self.step())
+            if self.save_is_due():
+                self.save()
+            self.evaluate_if_due()
+        if self.stop.requested:
+            self.save()
+
+    def step(self) -> Line:
+        """One update from one batch; returns its line. RunFailed if loss or gradient is not finite."""
+        lr = self.config.optimizer.lr * lr_factor(self.config.schedule, self.middle_of_step())
+        self.optimizers.set_lr(lr)
+        batch = self.batches.next()
+        loss_tensor = self.backward(*batch)
+        loss, norm = torch.stack([loss_tensor, self.optimizers.clip()]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise RunFailed(self.what_went_bad(loss, norm, *batch))
+        self.optimizers.step()
+        done, seconds = self.done, self.clock.lap()
+        done.step += 1
+        done.tokens += self.step_tokens
+        done.flops += self.step_flops
+        done.seconds += seconds
+        done.clipped += 0 < self.config.optimizer.clip < norm
+        return {
+            **self.totals("step"),
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": norm,
+            "clipped_fraction": done.clipped / done.step,
+            "tokens_per_second": self.step_tokens / seconds,
+            "flops_per_second": self.step_flops / seconds,
+        }
+
+    def backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Add up the gradients of the batch, a micro-batch at a time; returns its mean loss, nats a token."""
+        total = torch.zeros((), device=self.device)
+        pieces = zip(*(t.tensor_split(self.config.accumulate) for t in (inputs, targets)), strict=True)
+        for x, y in pieces:
+            # Weighted by its tokens, so that pieces of unequal size still sum to the batch's own mean.
+            loss = self.loss(x, y) * (y.numel() / targets.numel())
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The model's loss on this device in this run's precision."""
+        inputs, targets = (t.to(self.device, non_blocking=True) for t in (inputs, targets))
+        with autocast(self.device, self.bfloat16):
+            return self.model.loss(inputs, targets)
+
+    def middle_of_step(self) -> float:
+        """Progress half-way through the coming step: neither the first nor the last has a factor of 0."""
+        done = self.done
+        half_second = 0.5 * done.seconds / done.step if done.step else 0.0
+        return self.config.progress(
+            steps=done.step + 0.5,
+            tokens=done.tokens + self.step_tokens / 2,
+            seconds=done.seconds + half_second,
+        )
+
+    def finished(self) -> bool:
+        """Whether the horizon is reached."""
+        done = self.done
+        return self.config.progress(steps=done.step, tokens=done.tokens, seconds=done.seconds) >= 1
+
+    def save_is_due(self) -> bool:
+        """At every N steps, before each evaluation and at the end."""
+        every = self.config.checkpoint.every
+        return self.evaluation_is_due() or bool(every and self.done.step % every == 0)
+
+    def evaluation_is_due(self) -> bool:
+        """Every N steps and at the end, unless the record has it already."""
+        step, every = self.done.step, self.config.eval_every
+        scheduled = step > 0 and (self.finished() or bool(every and step % every == 0))
+        return scheduled and self.last.get("eval", {}).get("step") != step
+
+    def evaluate_if_due(self) -> None:
+        """Score the validation text and note the best; given up if a stop is requested meanwhile."""
+        if not self.evaluation_is_due():
+            return
+        dtype = "bfloat16" if self.bfloat16 else "float32"
+        rows = max(32, self.config.batch_size // self.config.accumulate)
+        with self.clock.paused(), contextlib.suppress(EvaluationStopped):
+            found = evaluate(
+                self.model, self.valid, context=self.context, batch_size=rows, dtype=dtype, stop=self.stop
+            )
+            self.record({**self.totals("eval"), **found.line()})
+            self.prune()
+
+    def record(self, line: Line) -> None:
+        """Write one line of metrics, remember the last of its kind, and report it."""
+        self.log.write(line)
+        self.remember(line)
+        self.report(line)
+
+    def remember(self, line: Line) -> None:
+        """What later decisions need of the record."""
+        self.last[line["kind"]] = line
+        if line["kind"] == "eval" and (
+            self.best is None or line["bits_per_byte"] < self.best["bits_per_byte"]
+        ):
+            self.best = line
+
+    def totals(self, kind: str) -> Line:
+        """The fields that every line has."""
+        done = self.done
+        return {
+            "kind": kind,
+            "step": done.step,
+            "tokens": done.tokens,
+            "seconds": done.seconds,
+            "flops": done.flops,
+        }
+
+    def summary(self, status: str, message: str) -> Line:
+        """The record's last line."""
+        steps, evaluation, best = self.last.get("step", {}), self.last.get("eval", {}), self.best or {}
+        return {
+            **self.totals("end"),
+            "status": status,
+            "message": message,
+            "loss": steps.get("loss"),
+            "bits_per_byte": evaluation.get("bits_per_byte"),
+            "best_bits_per_byte": best.get("bits_per_byte"),
+            "best_step": best.get("step"),
+            "parameters": sum(self.model.parameters_by_component().values()),
+            "dtype": "bfloat16" if self.bfloat16 else "float32",
+            "tokens_per_second": self.done.tokens / self.done.seconds if self.done.seconds else None,
+            "peak_memory_bytes": machine.peak_memory_bytes(self.device),
+            "checkpoint": str(self.saved) if self.saved else None,
+        }
+
+    def save(self) -> None:
+        """Make a checkpoint of this step, unless it has one; RunFailed if the parameters are not finite."""
+        if self.saved is not None and checkpoint.step_of(self.saved) == self.done.step:
+            return
+        with self.clock.paused():
+            bad = diagnose.bad_parameter(self.model)
+            if bad is not None:
+                raise RunFailed(
+                    f"parameter {bad} is not finite after step {self.done.step}, which is not saved"
+                )
+            self.saved = checkpoint.save(self.folder.checkpoints, self.done.step, self.write)
+            self.prune()
+
+    def prune(self) -> None:
+        """Keep the newest checkpoints and the best."""
+        best = self.best["step"] if self.best else None
+        checkpoint.prune(self.folder.checkpoints, keep=self.config.checkpoint.keep, best=best)
+
+    def write(self, path: Path) -> None:
+        """Put everything the run continues from into a checkpoint's folder."""
+        random = {"random.torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        optimizer = {f"optimizer.{name}": t for name, t in self.optimizers.state_dict().items()}
+        checkpoint.save_model(self.model, path / checkpoint.MODEL)
+        save_file({**optimizer, **random}, path / checkpoint.TENSORS)
+        scalars = {"counters": asdict(self.done), "batches": self.batches.state_dict()}
+        write_text(path / checkpoint.SCALARS, json.dumps(scalars, indent=1) + "\n")
+
+    def resume(self) -> None:
+        """Put back the newest whole checkpoint and cut the record back to it."""
+        checkpoint.sweep(self.folder.checkpoints)
+        found = checkpoint.list_checkpoints(self.folder.checkpoints)
+        if found:
+            self.saved = checkpoint.first_whole(found, self.note)
+            self.load(self.saved)
+        else:
+            self.note(f"{self.folder.path} has no checkpoint yet: starting from the first step")
+        cut_back(self.folder.metrics, self.done.step)
+        for line in read_metrics(self.folder.metrics):
+            self.remember(line)
+
+    def load(self, path: Path) -> None:
+        """Put back what `write` put there."""
+        checkpoint.load_model(self.model, path / checkpoint.MODEL)
+        tensors = checkpoint.load_tensors(path / checkpoint.TENSORS)
+        scalars = read_json(path / checkpoint.SCALARS)
+        torch.set_rng_state(tensors.pop("random.torch"))
+        cuda = tensors.pop("random.cuda", None)
+        if cuda is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(cuda, self.device)
+        self.optimizers.load_state_dict({n.removeprefix("optimizer."): t for n, t in tensors.items()})
+        self.done = Counters(**scalars["counters"])
+        self.batches.load_state_dict(scalars["batches"])
+
+    def what_went_bad(self, loss: float, norm: float, inputs: Tensor, targets: Tensor) -> str:
+        """The message for a step that cannot be taken: which number, where it began, what usually helps."""
+        what = (
+            f"the loss is {loss}"
+            if not math.isfinite(loss)
+            else f"the gradient norm is {norm} (loss {loss:.4g})"
+        )
+        where = diagnose.explain(self.model, lambda: self.loss(inputs, targets))
+        lr = self.config.optimizer.lr
+        return f"{what} at step {self.done.step + 1}: {where}; try a train.optimizer.lr below {lr:g}"
+
+    def last_good(self) -> str:
+        """A clause naming the checkpoint to go back to."""
+        return f"the last good checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
+
+    def note(self, message: str) -> None:
+        """Tell a person something that is not a metric."""
+        self.report({"kind": "note", "message": message})

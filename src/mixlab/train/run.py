@@ -1,0 +1,95 @@
+"""Reading a run back: `load` for the model, `open_run` for everything beside it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mixlab.data import load_tokenizer
+from mixlab.data.tokenizer import Tokenizer
+from mixlab.errors import UserError
+from mixlab.model.language_model import LanguageModel, build_model
+from mixlab.model.ngram import NGram
+from mixlab.train import checkpoint
+from mixlab.train.config import RunConfig
+from mixlab.train.count import CONTEXT
+from mixlab.train.folder import RunFolder
+from mixlab.train.metrics import best_step
+
+Notes = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was opened. checkpoint: the one asked for, or the run's best; its hashes were checked."""
+
+    path: Path
+    config: RunConfig
+    tokenizer: Tokenizer
+    checkpoint: Path
+
+    @property
+    def context(self) -> int:
+        """Tokens of context that it was trained and evaluated at."""
+        return self.config.model.context if self.config.model is not None else CONTEXT
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        return checkpoint.step_of(self.checkpoint)
+
+    def load(self, device: torch.device | str = "cpu") -> LanguageModel | NGram:
+        """The scorer, in eval mode; an n-gram is on the CPU whatever `device` says."""
+        if self.config.model is None:
+            return NGram.load(self.checkpoint)
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten: leave no trace
+            model = build_model(self.config.model)
+        checkpoint.load_model(model, self.checkpoint / checkpoint.MODEL)
+        return model.to(device).eval()
+
+
+def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:
+    """The run at `path`: a run folder (its best checkpoint, else its latest) or a checkpoint folder.
+
+    A damaged checkpoint of a run folder is passed over for the next one, newest first, with a note (by
+    default a Python warning). Raises UserError for a path that is no run, a damaged checkpoint that was
+    asked for by name, and a run that has none left.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(
+            f"{path}: no such run folder" if not path.exists() else f"{path} is a file, not a run folder"
+        )
+    one = checkpoint.step_of(path) >= 0 or (path / checkpoint.MANIFEST).exists()
+    folder = RunFolder(path.resolve().parent.parent if one else path)
+    config = folder.read_config()
+    if one:
+        checkpoint.verify(path)
+        chosen = path
+    else:
+        chosen = checkpoint.first_whole(_by_merit(folder), notes or _warn)
+    return Run(folder.path, config, load_tokenizer(folder.path), chosen)
+
+
+def load(
+    path: Path | str, *, device: torch.device | str = "cpu", notes: Notes | None = None
+) -> LanguageModel | NGram:
+    """The trained model of a run or checkpoint folder, in eval mode; raises as `open_run` does."""
+    return open_run(path, notes=notes).load(device)
+
+
+def _by_merit(folder: RunFolder) -> list[Path]:
+    """The run's checkpoints, the best first, then from the newest on; UserError if there are none."""
+    found = checkpoint.list_checkpoints(folder.checkpoints)
+    if not found:
+        raise UserError(f"{folder.path} has no checkpoint yet: nothing was saved")
+    best = best_step(folder.metrics)
+    return sorted(found, key=lambda path: checkpoint.step_of(path) != best)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
