@@ -43,9 +43,6 @@ class NaiveNGram:
     def prob(self, context: tuple, token: int) -> float:
         context = tuple(context)[max(0, len(context) - self.order + 1) :]
         shorter = self.prob(context[1:], token) if context else 1 / self.vocab_size
-        counts, d = self.followers[len(context) + 1].get(context), self.discount[len(context) + 1]
-        if not counts:
-            return shorter
-        taken = sum(d[min(c, 3)] for c in counts.values())
-        count = counts.get(token, 0)
-        return (count - d[min(count, 3)] + taken * shorter) / sum(counts.values())
+        counts, d = self.followers[len(context) + 1].get(context, {}), self.discount[len(context) + 1]
+        taken, count = sum(d[min(c, 3)] for c in counts.values()), counts.get(token, 0)
+        return (count - d[min(count, 3)] + taken * shorter) / sum(counts.values()) if counts else shorter

@@ -43,10 +43,11 @@ class NGramState(NamedTuple):
 class NGram:
     """An interpolated modified Kneser-Ney model of one order over ids 0..vocab_size - 1.
 
-    A document begins with <s>, which is context and is never predicted; there is no </s> (a corpus whose documents
-    end has a token for it). N-grams of the top order, and those that begin with <s>, have their counts; shorter ones
-    have the number of distinct tokens seen before them. The unigram is interpolated with the uniform 1/vocab_size,
-    so every token has a probability above 0 after every context, and each distribution sums to one.
+    A document begins with <s>, which is context and is never predicted; there is no </s> (a corpus whose
+    documents end has a token for it). N-grams of the top order, and those that begin with <s>, have their
+    counts; shorter ones have the number of distinct tokens seen before them. The unigram is interpolated with
+    the uniform 1/vocab_size, so every token has a probability above 0 after every context, and each
+    distribution sums to one.
 
     Make one with `NGram.train` or `NGram.load`.
     """
@@ -59,8 +60,9 @@ class NGram:
     def train(cls, tokens: Any, *, order: int = 5, vocab_size: int | None = None) -> NGram:
         """Count and smooth.
 
-        tokens: a 1-D integer array or list (one document), or a 2-D array or sequence of 1-D arrays (documents, each
-            of which starts afresh after <s>); numpy, memory-mapped or torch on the CPU. Empty documents add nothing.
+        tokens: a 1-D integer array or list (one document), or a 2-D array or sequence of 1-D arrays
+            (documents, each of which starts afresh after <s>); numpy, memory-mapped or torch on the CPU.
+            Empty documents add nothing.
         order: 1..8; an n-gram sees order - 1 tokens of context.
         vocab_size: number of token ids; by default one more than the largest in the text.
 
@@ -86,14 +88,14 @@ class NGram:
 
     @property
     def parameters(self) -> int:
-        """Stored numbers: one log-probability for each n-gram, one back-off weight for each that can be a context."""
+        """Stored numbers: a log-probability for each n-gram, a back-off for each below the top order."""
         return sum(len(level.log_prob) + max(0, len(level.back_off) - 1) for level in self._levels)
 
     def log_prob(self, tokens: Any, *, start: bool = True) -> Floats:
         """The natural log-probability of each token given those before it: float64, of the shape of `tokens`.
 
         tokens: (N,) one document, or (B, N) rows that know nothing of each other; integers.
-        start: whether <s> stands before the first token; without it the first token is scored with no context.
+        start: whether <s> stands before the first token; without it that token is scored with no context.
         Raises UserError for a token outside the vocabulary or an array of other than 1 or 2 dimensions.
         """
         ids = as_ids(tokens)
@@ -102,12 +104,11 @@ class NGram:
         check_ids(ids, self.vocab_size)
         rows = np.atleast_2d(ids)
         before = np.full((len(rows), 1), self.vocab_size if start else _NOTHING)
-        return self._score(np.concatenate([before, rows[:, :-1]], axis=1)[:, : rows.shape[1]], rows).reshape(
-            ids.shape
-        )
+        inputs = np.concatenate([before, rows], axis=1)[:, :-1]
+        return self._score(inputs, rows).reshape(ids.shape)
 
     def score(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """(B, T) float32 natural log-probability of targets[:, t] given inputs[:, : t + 1]; each row starts afresh.
+        """(B, T) float32 natural log-probability of targets[:, t] given inputs[:, : t + 1]; fresh rows.
 
         Nothing is assumed before the first input, not even <s>: a row may be any window of a text.
         """
@@ -123,8 +124,8 @@ class NGram:
     def __call__(self, tokens: torch.Tensor, state: NGramState | None = None) -> Output:
         """Natural log-probabilities of the token after each of `tokens` (B, T): logits (B, T, V) float32.
 
-        Without a state a row starts at its first token, as in `score`, and the returned state is None; with one the
-        rows continue from it and the state after the last token is returned.
+        Without a state a row starts at its first token, as in `score`, and the returned state is None; with
+        one the rows continue from it and the state after the last token is returned.
         """
         import torch
 
@@ -145,7 +146,7 @@ class NGram:
     def init_state(
         self, batch_size: int, max_length: int, *, device: Any = None, dtype: Any = None
     ) -> NGramState:
-        """The state before the first token, nothing known; max_length and dtype are the protocol's and change nothing."""
+        """The state before the first token: nothing known. max_length and dtype change nothing here."""
         import torch
 
         return NGramState(
@@ -165,11 +166,11 @@ class NGram:
         return self.flops_by_component(0) | {"temporal": self.parameters}
 
     def state_bytes(self, T: int, dtype: Any = None) -> int:
-        """Bytes one sequence's decoding state takes after T tokens: the order - 1 last ids, whatever T and dtype."""
+        """Bytes of one sequence's decoding state: the last order - 1 ids, whatever T and dtype."""
         return 8 * (self.order - 1)
 
     def save(self, directory: str | Path) -> None:
-        """Write ngram.safetensors and, last, ngram.json with its hash into `directory`, which is made if need be."""
+        """Write ngram.safetensors and, last, ngram.json with its hash into `directory`, made if need be."""
         from safetensors.numpy import save
 
         directory = Path(directory)
@@ -192,7 +193,7 @@ class NGram:
 
     @classmethod
     def load(cls, directory: str | Path) -> NGram:
-        """The model that `save` wrote, equal to the last bit; UserError if it is missing, damaged or of another kind."""
+        """The model that `save` wrote, to the last bit; UserError if missing, damaged or of another kind."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -216,6 +217,8 @@ class NGram:
         try:
             tensors = load(data)
             order, vocab_size = int(facts["order"]), int(facts["vocab_size"])
+            if order < 1:
+                raise ValueError(f"order {order}")
             levels = [Level(**{f: tensors[f"{f}.{k}"] for f in Level._fields}) for k in range(1, order + 1)]
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise UserError(f"{directory} is not a whole n-gram: {error!r}") from None
@@ -223,13 +226,13 @@ class NGram:
         return cls(levels, vocab_size=vocab_size)
 
     def write_arpa(self, path: str | Path, words: list[str] | None = None) -> None:
-        """Write the model as an ARPA file; see `mixlab.model.ngram_arpa.write_arpa` for what <s>, </s>, <unk> get."""
+        """Write an ARPA file: see `mixlab.model.ngram_arpa.write_arpa`, also for <s>, </s> and <unk>."""
         from mixlab.model.ngram_arpa import write_arpa
 
         write_arpa(path, self._levels, words=words, vocab_size=self.vocab_size)
 
     def _find(self, k: int, prefix: Ints, tokens: Ints) -> Ints:
-        """Rows of the k-grams (prefix's row among the k-1-grams, token), -1 for those never seen; any equal shapes."""
+        """Rows of the k-grams (row of the prefix in the level below, token), -1 where never seen."""
         keys = self._levels[k - 1].keys
         if not len(keys):
             return np.full(tokens.shape, -1)
@@ -240,7 +243,7 @@ class NGram:
         return np.where(keys[row] == wanted, row, -1)
 
     def _longer(self, k: int, shorter: Ints, tokens: Ints) -> Ints:
-        """Rows of the k-grams that end at each column of `tokens`, from those of the k-1-grams; all (B, N)."""
+        """Rows of the k-grams that end at each column of `tokens`, from the rows one shorter; all (B, N)."""
         none = np.full((len(tokens), min(1, tokens.shape[1])), -1)
         return np.concatenate([none, self._find(k, shorter[:, :-1], tokens[:, 1:])], axis=1)
 
@@ -252,7 +255,7 @@ class NGram:
         return contexts
 
     def _score(self, inputs: Ints, targets: Ints) -> Floats:
-        """log P(targets[:, t] | inputs[:, : t + 1]), float64; inputs may hold <s> and, at the front, nothing (-1)."""
+        """log P(targets[:, t] | inputs[:, : t + 1]), float64; inputs may begin with <s> or nothing (-1)."""
         total = self._levels[0].log_prob[targets]
         aligned = np.array_equal(inputs[:, 1:], targets[:, :-1])
         context = inputs
@@ -270,7 +273,7 @@ class NGram:
         return total
 
     def _distributions(self, contexts: list[Ints], N: int) -> Any:
-        """(N, V) float32 log-probabilities of the next token; contexts: for k = 1..order - 1 the (N,) rows."""
+        """(N, V) float32 log-probabilities of the next token; contexts: (N,) rows for k = 1..order - 1."""
         # weight[k - 1]: what a k-gram's log-probability is given when only contexts of k - 1 tokens know it.
         weight = [np.zeros(N)]
         for context, level in zip(reversed(contexts), reversed(self._levels[:-1]), strict=True):

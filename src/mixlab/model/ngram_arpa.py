@@ -20,16 +20,18 @@ NEVER = "-99"
 def write_arpa(
     path: str | Path, levels: Sequence[Level], *, vocab_size: int, words: Sequence[str] | None = None
 ) -> None:
-    """Write the levels 1..order as an ARPA file, log10 probabilities with 9 digits (a float32 reads back exactly).
+    """Write the levels 1..order as an ARPA file: log10 probabilities with 9 digits, more than float32 keeps.
 
-    words: one word for each token id, by default w0, w1, ...; a word has no white space and stands for one id only.
+    words: one word for each token id, by default w0, w1, ...; a word has no white space and stands for one id
+    only.
 
-    A token may be named "</s>" or "<unk>": its entry is then an ordinary token's, with that token's probability (for
-    a model trained on sentences that each end with one token, naming it "</s>" gives the file KenLM itself would).
-    Of these two, a name that no token has is listed because readers want it, with log10 probability -99: the model
-    knows no such event, so the distribution over its own tokens still sums to one, a reader that scores an
-    end of sentence or an unknown word gets -99, and one that adds no </s> gets the model's scores. <s> is -99 with its
-    true back-off, so a reader that begins a sentence with <s> scores as `NGram.log_prob` does.
+    A token may be named "</s>" or "<unk>": its entry is then an ordinary token's, with that token's
+    probability (for a model trained on sentences that each end with one token, naming it "</s>" gives the
+    file KenLM itself would). Of these two, a name that no token has is listed because readers want it, with
+    log10 probability -99: the model knows no such event, so the distribution over its own tokens still sums
+    to one, a reader that scores an end of sentence or an unknown word gets -99, and one that adds no </s>
+    gets the model's scores. <s> is -99 with its true back-off, so a reader that begins a sentence with <s>
+    scores as `NGram.log_prob` does.
 
     Raises UserError for words that do not fit the vocabulary or a path that cannot be written.
     """

@@ -1,9 +1,10 @@
 """Estimation of an interpolated modified Kneser-Ney n-gram in numpy, with no Python loop over tokens.
 
-One lexicographic sort of every window of `order` tokens gives all orders at once: the windows that share their
-first k tokens are neighbours, so the k-grams of every k are runs of the one sorted list. Where the suffix of a
-k-gram stands in that list (the back-off, and the n-gram whose continuation count it raises) is the sorted row
-of the window one position to its right. Everything else is a running sum, a gather or a bincount.
+One lexicographic sort of every window of `order` tokens gives all orders at once: the windows that share
+their first k tokens are neighbours, so the k-grams of every k are runs of the one sorted list. Where the
+suffix of a k-gram stands in that list (the back-off, and the n-gram whose continuation count it raises) is
+the sorted row of the window one position to its right. Everything else is a running sum, a gather or a
+bincount.
 
 Source: Chen & Goodman 1998, "An Empirical Study of Smoothing Techniques for Language Modeling", section 3
 (modified Kneser-Ney, interpolated); Kneser & Ney 1995 for the continuation counts.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,12 +32,12 @@ FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 class Level(NamedTuple):
     """The k-grams of one k; row g describes one k-gram, rows in lexicographic order of the token ids.
 
-    keys: (U,) int64, `row of the first k-1 tokens in the level below * (vocab_size + 1) + last token`, increasing;
-        empty at k = 1, where the row is the token id itself. The id `vocab_size` stands for <s>.
-    log_prob: (U,) float64, natural log P(last token | the tokens before it), all interpolation done; (V,) at k = 1.
-    back_off: (U + 1,) float64, natural log of the weight the k-gram as a context gives to the order below, 0 where
-        it was never continued; (V + 2,) at k = 1. The last entry is 0, so that row -1 (an unseen context) weighs 1.
-        Empty at the top order.
+    keys: (U,) int64, increasing: row of the first k - 1 tokens in the level below, times vocab_size + 1, plus
+        the last token. Empty at k = 1, where the row is the token id. The id `vocab_size` stands for <s>.
+    log_prob: (U,) float64, natural log P(last token | the tokens before it), interpolated; (V,) at k = 1.
+    back_off: (U + 1,) float64, natural log of the weight that the k-gram as a context gives to the order
+        below, 0 where it was never continued; (V + 2,) at k = 1. The last entry is 0, so that row -1 (an
+        unseen context) weighs 1. Empty at the top order.
     """
 
     keys: Ints
@@ -46,8 +48,8 @@ class Level(NamedTuple):
 class _Grams(NamedTuple):
     """Counts of the k-grams of one k >= 2, rows as in `Level`: (U,) each but the last.
 
-    prefix and suffix are rows in the level below (of the k-gram without its last and without its first token);
-    raw is the count in the text; from row `first_start` on, the k-grams begin with <s>.
+    prefix and suffix are rows in the level below (of the k-gram without its last and without its first
+    token); raw is the count in the text; from row `first_start` on, the k-grams begin with <s>.
     """
 
     keys: Ints
@@ -58,7 +60,7 @@ class _Grams(NamedTuple):
 
 
 def as_ids(tokens: Any, what: str = "tokens") -> Ints:
-    """Any integer array, list or CPU tensor as an int64 array of the same shape; UserError if it is not integers."""
+    """An integer array, list or CPU tensor as an int64 array of the same shape; UserError if not integers."""
     try:
         array = np.asarray(tokens)
     except (ValueError, TypeError) as error:  # ragged lists, tensors on another device
@@ -110,7 +112,7 @@ def estimate(documents: Sequence[Ints], *, order: int, vocab_size: int) -> list[
     prob = (counts - amount + amount.sum() / vocab_size) / counts.sum()
     levels = [Level(np.empty(0, np.int64), np.log(prob), np.empty(0))]
     rows = vocab_size + 1
-    for level, above in zip(grams, [*grams[1:], None], strict=True):
+    for level, above in zip_longest(grams, grams[1:]):
         counts = level.raw if above is None else _continuations(level, above)
         prob, back_off = _interpolate(counts, level, prob, rows)
         levels[-1] = levels[-1]._replace(back_off=back_off)
@@ -122,10 +124,10 @@ def estimate(documents: Sequence[Ints], *, order: int, vocab_size: int) -> list[
 def discounts(counts: Ints) -> Floats:
     """(4,) float64: what is taken from an n-gram of adjusted count 0, 1, 2 and 3 or more; the first is 0.
 
-    D_i = i - (i + 1) Y n_{i+1} / n_i with Y = n1 / (n1 + 2 n2), n_i the number of n-grams of count i (Chen & Goodman,
-    eq. 26). Where one of n1..n4 is 0 or a discount leaves 0 < D_i <= i (small corpora, and the few unigrams of a
-    byte vocabulary), the formula says nothing and `FALLBACK_DISCOUNTS` stand in. A discount of 0 is refused too:
-    a context that has only such n-grams would give every unseen token probability 0.
+    D_i = i - (i + 1) Y n_{i+1} / n_i with Y = n1 / (n1 + 2 n2), n_i the number of n-grams of count i (Chen &
+    Goodman, eq. 26). Where one of n1..n4 is 0 or a discount leaves 0 < D_i <= i (small corpora, and the few
+    unigrams of a byte vocabulary), the formula says nothing and `FALLBACK_DISCOUNTS` stand in. A discount of
+    0 is refused too: a context that has only such n-grams would give every unseen token probability 0.
     """
     n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].astype(np.float64)
     fallback = np.array([0.0, *FALLBACK_DISCOUNTS])
@@ -144,7 +146,7 @@ def _stream(documents: Sequence[Ints], vocab_size: int) -> Ints:
 
 
 def _continuations(level: _Grams, above: _Grams) -> Ints:
-    """(U,) distinct tokens (<s> too) seen before each k-gram; nothing precedes <s>, so there the raw count stays."""
+    """(U,) distinct tokens (<s> too) seen before each k-gram; the raw count where it begins with <s>."""
     counts = np.bincount(above.suffix, minlength=len(level.keys))
     counts[level.first_start :] = level.raw[level.first_start :]
     return counts
@@ -195,8 +197,9 @@ def _differs(values: Ints) -> NDArray[np.bool_]:
 def _sort_windows(stream: Ints, order: int, vocab_size: int) -> tuple[Ints, Ints]:
     """The row of each position's window in the sorted list of distinct windows, and one position of each row.
 
-    As many tokens as fit are packed into 63 bits and ranked; where `order` of them do not fit (a large vocabulary),
-    the ranks of the shorter windows are packed and ranked in turn, so any order and vocabulary takes a few sorts.
+    As many tokens as fit are packed into 63 bits and ranked; where `order` of them do not fit (a large
+    vocabulary), the ranks of the shorter windows are packed and ranked in turn, so any order and vocabulary
+    takes a few sorts.
     """
     used = np.bincount(stream, minlength=vocab_size + 1) > 0
     rank = (np.cumsum(used) - 1)[
