@@ -125,9 +125,9 @@ def discounts(counts: Ints) -> Floats:
     """(4,) float64: what is taken from an n-gram of adjusted count 0, 1, 2 and 3 or more; the first is 0.
 
     D_i = i - (i + 1) Y n_{i+1} / n_i with Y = n1 / (n1 + 2 n2), n_i the number of n-grams of count i (Chen &
-    Goodman, eq. 26). Where one of n1..n4 is 0 or a discount leaves 0 < D_i <= i (small corpora, and the few
-    unigrams of a byte vocabulary), the formula says nothing and `FALLBACK_DISCOUNTS` stand in. A discount of
-    0 is refused too: a context that has only such n-grams would give every unseen token probability 0.
+    Goodman, eq. 26). D_i is never above i; where it is not above 0, or one of n1..n4 is 0 (small corpora, and
+    the few unigrams of a byte vocabulary), the formula says nothing and `FALLBACK_DISCOUNTS` stand in for all
+    three. D_i = 0 is refused because a context with only such n-grams would give unseen tokens probability 0.
     """
     n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].astype(np.float64)
     fallback = np.array([0.0, *FALLBACK_DISCOUNTS])
@@ -135,7 +135,7 @@ def discounts(counts: Ints) -> Floats:
         return fallback
     i = np.arange(1, 4)
     found = i - (i + 1) * (n[0] / (n[0] + 2 * n[1])) * n[1:] / n[:-1]
-    return np.array([0.0, *found]) if np.all((found > 0) & (found <= i)) else fallback
+    return np.array([0.0, *found]) if np.all(found > 0) else fallback
 
 
 def _stream(documents: Sequence[Ints], vocab_size: int) -> Ints:
