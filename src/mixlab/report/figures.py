@@ -1,0 +1,348 @@
+"""The figures as plain data for Plotly.newPlot; colours are slots ("$blue") that the page fills per theme."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixlab.report.curves import Curve, by_position, eval_curve, log_bins, reach, training_curve
+from mixlab.report.units import count, percent
+from mixlab.report.view import ModelView, mapping, number
+
+COMPONENTS = ("embedding", "temporal", "feature", "norm", "head")
+MARGIN = {"l": 58, "r": 92, "t": 22, "b": 48}  # the top has room for Plotly's buttons
+HEIGHT = 400
+LABEL_GAP = 15  # pixels between two direct labels, just above the font's height
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure: its title, a one-sentence reading, and one Plotly `data` + `layout` per view.
+
+    `views` are keyed "valid" and "train" where the page's toggle applies, else "all".
+    """
+
+    id: str
+    title: str
+    reading: str
+    views: dict[str, dict[str, Any]]
+    wide: bool = False
+    keys: list[tuple[str, str]] = field(default_factory=list)  # (colour slot, name): the figure's own legend
+
+    @property
+    def label(self) -> str:
+        """What a screen reader says in place of the picture."""
+        return f"Figure: {self.title}. {self.reading}"
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """An axis with the page's quiet style."""
+    return {
+        "title": {"text": title, "standoff": 8},
+        "gridcolor": "$grid",
+        "linecolor": "$rule",
+        "tickcolor": "$rule",
+        "zeroline": False,
+        "tickangle": 0,
+        "automargin": False,
+        **more,
+    }
+
+
+def layout(x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The layout that every figure shares."""
+    return {
+        "height": HEIGHT,
+        "margin": MARGIN,
+        "showlegend": False,
+        "hovermode": "closest",
+        "xaxis": x,
+        "yaxis": y,
+        "annotations": [],
+        "shapes": [],
+        **more,
+    }
+
+
+def _line(model: ModelView, curve: Curve, hover: str, *, markers: bool) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if markers else "lines",
+        "name": plain(model.name),
+        "meta": {"model": model.name},
+        "x": curve.x,
+        "y": [round(value, 5) for value in curve.y],
+        "line": {"color": f"${model.slot}", "width": 2, "dash": model.dash},
+        "marker": {"color": f"${model.slot}", "size": 4.5},
+        "hovertemplate": hover + "<extra>%{fullData.name}</extra>",
+    }
+
+
+def _band(model: ModelView, curve: Curve) -> dict[str, Any] | None:
+    """The area between the lowest and the highest seed."""
+    if curve.low is None or curve.high is None:
+        return None
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "meta": {"model": model.name},
+        "x": curve.x + curve.x[::-1],
+        "y": [round(value, 5) for value in curve.high + curve.low[::-1]],
+        "fill": "toself",
+        "fillcolor": f"${model.slot}@0.18",
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+    }
+
+
+def y_range(curves: list[Curve], levels: list[float]) -> list[float]:
+    """A range that shows how the lines end: the steep first tenth of training may leave the figure."""
+    lowest = min([min(curve.y) for curve in curves] + levels)
+    ends = [curve.y[-1] for curve in curves] + levels
+    tenth = [curve.y[max(1, len(curve.y) // 10) if len(curve.y) > 2 else 0] for curve in curves]
+    span = max(max(ends) - lowest, 0.02)
+    top = max(max(ends), min(max(tenth), max(ends) + 1.5 * span + 0.2))
+    pad = 0.06 * max(top - lowest, 0.02)
+    return [lowest - pad, top + pad]
+
+
+def labels(ends: list[tuple[ModelView, float]], span: list[float]) -> list[dict[str, Any]]:
+    """The models' names at the right edge, where their lines end, pushed apart where they meet."""
+    plot = HEIGHT - MARGIN["t"] - MARGIN["b"]
+    scale = plot / (span[1] - span[0])
+    gap = min(LABEL_GAP, plot / len(ends))
+    ordered = sorted(ends, key=lambda end: end[1])
+    places: list[float] = []
+    for _, value in ordered:
+        wish = (min(max(value, span[0]), span[1]) - span[0]) * scale
+        places.append(max(wish, places[-1] + gap) if places else wish)
+    top = float(plot)
+    for index in range(len(places) - 1, -1, -1):  # what was pushed over the top comes back down
+        places[index] = min(places[index], top)
+        top = places[index] - gap
+    return [
+        {
+            "name": model.name,
+            "text": _short(model.name),
+            "xref": "paper",
+            "x": 1,
+            "xanchor": "left",
+            "xshift": 6,
+            "yref": "paper",
+            "y": place / plot,
+            "yanchor": "middle",
+            "showarrow": False,
+            "font": {"color": f"${model.slot}", "size": 12.5},
+        }
+        for (model, _), place in zip(ordered, places, strict=True)
+    ]
+
+
+def _short(name: str, most: int = 13) -> str:
+    """A model's name as Plotly text: cut to the margin's width, and harmless as markup."""
+    cut = name if len(name) <= most else name[: most - 1] + "…"
+    return plain(cut)
+
+
+def plain(text: str) -> str:
+    """`text` with the three characters escaped that Plotly reads as markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _reference(model: ModelView, level: float) -> dict[str, Any]:
+    """A horizontal line for a model that has a score and no curve."""
+    return {
+        "name": model.name,
+        "type": "line",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "yref": "y",
+        "y0": level,
+        "y1": level,
+        "line": {"color": f"${model.slot}", "width": 1.5, "dash": "dot"},
+    }
+
+
+def _view(
+    lines: list[tuple[ModelView, Curve]],
+    references: list[tuple[ModelView, float]],
+    x: dict[str, Any],
+    y_title: str,
+    hover: str,
+    *,
+    markers: bool,
+) -> dict[str, Any]:
+    span = y_range([curve for _, curve in lines], [level for _, level in references])
+    bands = [band for model, curve in lines if (band := _band(model, curve))]
+    data = bands + [_line(model, curve, hover, markers=markers) for model, curve in lines]
+    shown = layout(x, axis(y_title, range=span))
+    shown["shapes"] = [_reference(model, level) for model, level in references]
+    shown["annotations"] = labels([(m, c.y[-1]) for m, c in lines] + references, span)
+    return {"data": data, "layout": shown}
+
+
+AXES: dict[str, tuple[str, str, str]] = {  # key of a record -> title, axis title, hover format
+    "tokens": ("Loss against tokens", "training tokens", "%{x:.3s} tokens"),
+    "seconds": ("Loss against time", "training time (seconds)", "%{x:.3~r} s"),
+    "flops": ("Loss against compute", "training FLOPs", "%{x:.3s}FLOP"),
+}
+
+
+def loss_figure(models: list[ModelView], key: str, reading: str, nats_per_bit: float | None) -> Figure | None:
+    """Loss against `key` ("tokens", "seconds" or "flops"); None when no model has a curve over it.
+
+    `nats_per_bit` turns bits per byte into nats per token (for the references in the training view).
+    """
+    title, x_title, hover = AXES[key]
+    references = [(model, model.bits) for model in models if model.is_reference and model.bits is not None]
+    scored = [(m, c) for m in models if (c := eval_curve(m, key)) and _drawable(c, key)]
+    trained = [(m, c) for m in models if (c := training_curve(m, key)) and _drawable(c, key)]
+    views = {}
+    if scored:
+        text = f"%{{y:.3f}} bits per byte<br>{hover}"
+        x = _x_axis(key, x_title, [curve for _, curve in scored], [level for _, level in references])
+        views["valid"] = _view(scored, references, x, "validation loss (bits per byte)", text, markers=True)
+    if trained:
+        levels = [(model, level * nats_per_bit) for model, level in references] if nats_per_bit else []
+        text = f"%{{y:.3f}} nats per token<br>{hover}"
+        x = _x_axis(key, x_title, [curve for _, curve in trained], [level for _, level in levels])
+        views["train"] = _view(trained, levels, x, "training loss (nats per token)", text, markers=False)
+    if not views:
+        return None
+    return Figure(id=f"loss-{key}", title=title, reading=reading, views=views, wide=key == "tokens")
+
+
+def _drawable(curve: Curve, key: str) -> bool:
+    return key != "flops" or any(x > 0 for x in curve.x)
+
+
+def _x_axis(key: str, title: str, curves: list[Curve], levels: list[float]) -> dict[str, Any]:
+    if key != "flops":
+        return axis(title, rangemode="tozero", tickformat="~s" if key == "tokens" else "~r", nticks=7)
+    top = y_range(curves, levels)[1]  # a logarithmic axis starts where the first line comes into sight
+    enters = [x for curve in curves if (x := reach(curve, top)) is not None and x > 0]
+    positive = [x for curve in curves for x in curve.x if x > 0]
+    low, high = math.log10(min(enters or positive)), math.log10(max(positive))
+    return axis(title + ", logarithmic", type="log", range=[low - 0.03, high + 0.03], **log_ticks(low, high))
+
+
+def log_ticks(low: float, high: float) -> dict[str, Any]:
+    """Ticks at 1, 2 and 5 times the powers of ten (at powers alone over three decades), in human units."""
+    steps = (1, 2, 5) if high - low < 2 else ((1, 3) if high - low < 3 else (1,))
+    values = [step * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
+    return {
+        "tickvals": values,
+        "ticktext": [count(value).replace(".00", "").replace(".0", "") for value in values],
+    }
+
+
+def position_figure(models: list[ModelView], reading: str) -> Figure | None:
+    """Loss by position in the context, over logarithmic bins of positions."""
+    lines = [(model, log_bins(values)) for model in models if len(values := by_position(model)) > 1]
+    if not lines:
+        return None
+    longest = max(len(by_position(model)) for model, _ in lines)
+    ticks = [4**power for power in range(longest.bit_length()) if 4**power <= longest]
+    x = axis(
+        "position in the context (tokens)",
+        type="log",
+        range=[-0.03, math.log10(longest) + 0.03],
+        tickvals=ticks,
+        ticktext=[count(tick) for tick in ticks],
+    )
+    hover = "%{y:.3f} nats per token<br>position %{x:.3~r}"
+    view = _view(lines, [], x, "validation loss (nats per token)", hover, markers=False)
+    values = [y for _, curve in lines for y in curve.y]
+    low, high = min(values), max(values)
+    pad = 0.05 * max(high - low, 0.02)
+    view["layout"]["yaxis"]["range"] = [low - pad, high + pad]
+    view["layout"]["annotations"] = labels([(m, c.y[-1]) for m, c in lines], [low - pad, high + pad])
+    return Figure(
+        id="position",
+        title="Loss by position in the context",
+        reading=reading,
+        views={"all": view},
+        wide=True,
+    )
+
+
+def component_values(model: ModelView, what: str) -> dict[str, float]:
+    """Component -> `what` ("flops" or "parameters") of the first finished result that has them."""
+    for result in model.done:
+        parts = mapping(result.get("components"))
+        found = {name: number(mapping(part).get(what)) for name, part in parts.items()}
+        values = {name: value for name, value in found.items() if value is not None}
+        if values:
+            known = [name for name in COMPONENTS if name in values]
+            return {name: values[name] for name in [*known, *sorted(set(values) - set(known))]}
+    return {}
+
+
+def component_figure(
+    models: list[ModelView],
+    what: str,
+    title: str,
+    x_title: str,
+    reading: str,
+    unit: Callable[[float], str] = count,
+) -> Figure | None:
+    """Horizontal bars, one per model, stacked by component; None when no model says."""
+    shown = [
+        (model, values) for model in models if sum((values := component_values(model, what)).values()) > 0
+    ]
+    if not shown:
+        return None
+    shown = shown[::-1]  # Plotly draws the first bar at the bottom
+    names = list(dict.fromkeys(name for name in COMPONENTS if any(name in values for _, values in shown)))
+    names += sorted({name for _, values in shown for name in values} - set(names))
+    ticks = [f'<span style="color:${model.slot}">●</span> {_short(model.name, 16)}' for model, _ in shown]
+    totals = [sum(values.values()) for _, values in shown]
+    data = []
+    for index, name in enumerate(names):
+        amounts = [values.get(name, 0.0) for _, values in shown]
+        notes = [f"{unit(a)} ({percent(a / total)})" for a, total in zip(amounts, totals, strict=True)]
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": plain(name),
+                "x": amounts,
+                "y": list(range(len(shown))),
+                "customdata": notes,
+                "marker": {"color": f"$part{index % 5}", "line": {"color": "$paper", "width": 1}},
+                "hovertemplate": "%{customdata}<extra>%{fullData.name}</extra>",
+            }
+        )
+    shape = layout(
+        axis(x_title, tickformat="~s", nticks=5, range=[0, 1.01 * max(totals)]),
+        axis("", tickvals=list(range(len(shown))), ticktext=ticks, automargin=True, showgrid=False),
+        barmode="stack",
+        bargap=0.38,
+        height=MARGIN["t"] + MARGIN["b"] + 38 * len(shown),
+        margin={**MARGIN, "r": 54, "l": 12},
+    )
+    del shape["yaxis"]["title"]
+    shape["annotations"] = [_total(index, total, unit) for index, total in enumerate(totals)]
+    keys = [(f"part{index % 5}", name) for index, name in enumerate(names)]
+    return Figure(
+        id=f"components-{what}",
+        title=title,
+        reading=reading,
+        views={"all": {"data": data, "layout": shape}},
+        keys=keys,
+    )
+
+
+def _total(index: int, total: float, unit: Callable[[float], str]) -> dict[str, Any]:
+    return {
+        "text": unit(total),
+        "x": total,
+        "y": index,
+        "xanchor": "left",
+        "xshift": 4,
+        "showarrow": False,
+        "font": {"color": "$soft", "size": 12},
+    }

@@ -1,0 +1,179 @@
+"""One sentence per figure, computed from the numbers that the figure draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mixlab.report.curves import Curve, by_position, eval_curve, log_bins, reach
+from mixlab.report.figures import component_values
+from mixlab.report.units import bits, count, duration, listed, percent, work
+from mixlab.report.view import ModelView
+
+Scored = list[tuple[ModelView, Curve]]
+
+
+def _scored(models: list[ModelView], key: str) -> Scored:
+    return [(model, curve) for model in models if (curve := eval_curve(model, key))]
+
+
+def tokens(models: list[ModelView]) -> str:
+    """From where the best model leads, when it passes the counted one, whether it still improved."""
+    scored = _scored(models, "tokens")
+    if not scored:
+        return "No model was evaluated while it trained, so only the training loss is drawn."
+    best, curve = min(scored, key=lambda pair: pair[1].y[-1])
+    words = f"{best.name} ends lowest at {bits(curve.y[-1])} bits per byte"
+    words += _leads(best, curve, scored)
+    references = [model for model in models if model.is_reference]
+    if references and references[0].bits is not None:
+        words += _passes(scored, references[0])
+    quarter = [y for x, y in zip(curve.x, curve.y, strict=True) if x >= 0.75 * curve.x[-1]]
+    if len(quarter) > 1:
+        fell = quarter[0] - quarter[-1]
+        words += f"; over its last quarter it {'still fell by' if fell >= 0 else 'rose by'} {bits(abs(fell))}"
+    return words + "."
+
+
+def _leads(best: ModelView, curve: Curve, scored: Scored) -> str:
+    """', in the lead from 0.4M tokens on' where the models were evaluated at the same places."""
+    others = [dict(zip(other.x, other.y, strict=True)) for model, other in scored if model is not best]
+    if not others:
+        return ""
+    start = None
+    for x, y in zip(reversed(curve.x), reversed(curve.y), strict=True):
+        rivals = [other[x] for other in others if x in other]
+        if not rivals or min(rivals) < y:
+            break
+        start = x
+    if start is None:
+        return ""
+    if start == curve.x[0]:
+        return ", and led at every evaluation"
+    if start == curve.x[-1]:
+        return ", and took the lead only at the last evaluation"
+    return f", and led from {count(start)} tokens on"
+
+
+def _passes(scored: Scored, reference: ModelView) -> str:
+    """How many models end below the counted model, and which was first."""
+    level = reference.bits or 0.0
+    crossings = [(x, model.name) for model, curve in scored if (x := reach(curve, level)) is not None]
+    if not crossings:
+        return f"; no trained model gets below {reference.name} ({bits(level)})"
+    x, first = min(crossings)
+    passed = "the only one to do so" if len(crossings) == 1 else f"the first of {len(crossings)} to do so"
+    return f"; {first} passes {reference.name} ({bits(level)}) after {count(x)} tokens, {passed}"
+
+
+def against(models: list[ModelView], key: str, unit: Callable[[float], str]) -> str:
+    """Which model reaches the level that all reach for the least, and which needs the most, of `key`."""
+    scored = _scored(models, key)
+    if not scored:
+        return "No model was evaluated while it trained, so only the training loss is drawn."
+    if len(scored) == 1:
+        model, curve = scored[0]
+        half = reach(curve, (curve.y[0] + curve.y[-1]) / 2)
+        if half is None or curve.y[0] <= curve.y[-1]:
+            return f"{model.name} ends at {bits(curve.y[-1])} bits per byte after {unit(curve.x[-1])}."
+        return (
+            f"{model.name} makes half of its gain in the first {unit(half)} "
+            f"and ends at {bits(curve.y[-1])} bits per byte after {unit(curve.x[-1])}."
+        )
+    level = max(min(curve.y) for _, curve in scored)
+    needs = [(x, model.name) for model, curve in scored if (x := reach(curve, level)) is not None and x > 0]
+    if len(needs) < 2:
+        return f"All reach {bits(level)} bits per byte."
+    (least, first), (most, last) = min(needs), max(needs)
+    return (
+        f"To reach {bits(level)} bits per byte, which every trained model does, {first} needs the least, "
+        f"{unit(least)}, and {last} the most, {unit(most)} ({most / least:.1f} times as much)."
+    )
+
+
+def seconds(models: list[ModelView]) -> str:
+    """The reading of loss against time."""
+    return against(models, "seconds", duration)
+
+
+def flops(models: list[ModelView]) -> str:
+    """The reading of loss against compute."""
+    return against(models, "flops", work)
+
+
+def component_flops(models: list[ModelView]) -> str:
+    """The range of forward FLOPs per token and the largest component of the dearest model."""
+    sums = _sums(models, "flops")
+    if not sums:
+        return ""
+    top, values = max(sums, key=lambda pair: sum(pair[1].values()))
+    low, low_values = min(sums, key=lambda pair: sum(pair[1].values()))
+    total, part = sum(values.values()), max(values, key=values.__getitem__)
+    share = f"{percent(values[part] / total)} of them in its {part} {_mixing(part)}".rstrip()
+    free = [model.name for model in models if model.is_reference and model.mean("flops_per_token") == 0]
+    counted = f"; {listed(free)} only looks up counts, so it has no bar" if free else ""
+    if top is low:
+        return f"{top.name} does {count(total)} FLOPs per token forward, {share}{counted}."
+    least = sum(low_values.values())
+    return (
+        f"{top.name} does the most work per token, {count(total)} FLOPs, {share}; "
+        f"{low.name} does the least, {count(least)} ({total / least:.1f} times less){counted}."
+    )
+
+
+def component_parameters(models: list[ModelView]) -> str:
+    """How well the budget matched the models and where the parameters went."""
+    sums = _sums(models, "parameters")
+    if not sums:
+        return ""
+    totals = [model.mean("parameters") or sum(values.values()) for model, values in sums]
+    temporal = [(values.get("temporal", 0.0) / sum(values.values()), model.name) for model, values in sums]
+    (most, name), (least, other) = max(temporal), min(temporal)
+    if len(sums) == 1:
+        values = sums[0][1]
+        part = max(values, key=values.__getitem__)
+        share = percent(values[part] / totals[0])
+        return (
+            f"Of {sums[0][0].name}'s {count(totals[0])} parameters the {part} {_mixing(part)} holds {share}."
+        )
+    return (
+        f"The models with weights are within {percent(max(totals) / min(totals) - 1)} of each other "
+        f"({count(min(totals))} to {count(max(totals))} parameters); {name} spends {percent(most)} "
+        f"of its own on mixing positions, {other} {percent(least)}."
+    )
+
+
+def _sums(models: list[ModelView], what: str) -> list[tuple[ModelView, dict[str, float]]]:
+    found = [(model, component_values(model, what)) for model in models]
+    return [(model, values) for model, values in found if sum(values.values()) > 0]
+
+
+def _mixing(part: str) -> str:
+    return "mixing" if part in ("temporal", "feature") else ""
+
+
+def position(models: list[ModelView]) -> str:
+    """How far back each model profits: where 95% of its gain over the context is made."""
+    spans = []
+    for model in models:
+        values = by_position(model)
+        if len(values) > 1:
+            smooth = log_bins(values)
+            gain = smooth.y[0] - min(smooth.y)
+            where = reach(smooth, smooth.y[0] - 0.95 * gain) if gain > 0 else smooth.x[0]
+            spans.append((where or smooth.x[-1], gain, model.name, smooth.y[-1], len(values)))
+    if not spans:
+        return ""
+    if len(spans) == 1:
+        where, gain, name, _, length = spans[0]
+        return (
+            f"{name} gains {gain:.2f} nats per token over {count(length)} positions, "
+            f"95% of it within the first {count(round(where))}."
+        )
+    longest, shortest = max(spans), min(spans)
+    lowest = min(spans, key=lambda span: span[3])
+    return (
+        f"{lowest[2]} is lowest at the end of the context ({lowest[3]:.2f} nats per token); "
+        f"{longest[2]} uses the most of it, making 95% of its gain only by position "
+        f"{count(round(longest[0]))}, while {shortest[2]} has made it by position "
+        f"{count(round(shortest[0]))}."
+    )

@@ -1,0 +1,129 @@
+"""A run folder as a comparison of one: what `render` needs, read from what the trainer wrote."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from mixlab.errors import UserError
+from mixlab.report.view import mapping, number
+
+STEP_KEYS = ("step", "tokens", "seconds", "flops", "loss")
+EVAL_KEYS = ("step", "tokens", "seconds", "flops", "bits_per_byte")
+
+
+def from_run(run_dir: Path) -> dict[str, Any]:
+    """The comparison.json structure, with one result, of the run folder `run_dir`.
+
+    Works on a run that is still being written: a torn last line is left out and the result's status is
+    "running". Its score is that of its best evaluation, because a run means its best checkpoint. Raises
+    UserError if `run_dir` is no run folder or its config.toml cannot be read.
+    """
+    from mixlab.train.metrics import read_metrics
+
+    run_dir = Path(run_dir)
+    if not (run_dir / "config.toml").is_file():
+        raise UserError(f"{run_dir} is not a run folder: it has no config.toml")
+    config = _toml(run_dir / "config.toml")
+    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if isinstance(line, dict)]
+    model, train = mapping(config.get("model")), mapping(config.get("train"))
+    result = _result(config, lines) | _counts(model)
+    last = result["curve"][-1] if result["curve"] else {}
+    budget = {
+        "params": result.get("parameters"),
+        "steps": last.get("step") or train.get("steps"),
+        "tokens": last.get("tokens") or train.get("tokens"),
+        "context": model.get("context"),
+        "batch_size": train.get("batch_size") if model else None,
+    }
+    return {
+        "title": str(config.get("name") or run_dir.name),
+        "created": "",
+        "command": "",
+        "corpus": _json(run_dir / "data.json"),
+        "environment": _json(run_dir / "environment.json"),
+        "budget": {key: value for key, value in budget.items() if value is not None} | {"unequal": []},
+        "results": [result],
+    }
+
+
+def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one result: curves, score and state of the run, from its metrics."""
+    steps = [line for line in lines if line.get("kind") == "step"]
+    evals = [line for line in lines if line.get("kind") == "eval"]
+    end = next((line for line in reversed(lines) if line.get("kind") == "end"), None)
+    scored = [line for line in evals if number(line.get("bits_per_byte")) is not None]
+    best = min(scored, key=lambda line: line["bits_per_byte"]) if scored else {}
+    last = steps[-1] if steps else {}
+    tokens, seconds = number(last.get("tokens")), number(last.get("seconds"))
+    status, reason = _status(end, last, bool(scored))
+    return {
+        "model": str(config.get("name") or "run"),
+        "seed": mapping(config.get("train")).get("seed", 0),
+        "status": status,
+        "reason": reason,
+        "bits_per_byte": best.get("bits_per_byte"),
+        "tokens": best.get("tokens"),
+        "tokens_per_second": tokens / seconds if tokens and seconds else None,
+        "seconds": seconds if seconds is not None else (end or {}).get("seconds"),
+        "parameters": (end or {}).get("parameters"),
+        "peak_memory_bytes": (end or {}).get("peak_memory_bytes"),
+        "curve": [{key: line.get(key) for key in STEP_KEYS} for line in steps],
+        "evals": [{key: line.get(key) for key in EVAL_KEYS} for line in evals],
+        "loss_by_position": best.get("loss_by_position") or [],
+        "config": config,
+    }
+
+
+def _status(end: dict[str, Any] | None, last: dict[str, Any], scored: bool) -> tuple[str, str]:
+    """The run's state and why; one that failed after an evaluation still has a score to show."""
+    if end is None:
+        return "running", ""
+    status = str(end.get("status") or "done")
+    reason = str(end.get("reason") or end.get("error") or end.get("message") or "")
+    if status == "failed" and scored:
+        status = f"failed after step {last.get('step', 0)}"
+    return status, reason
+
+
+def _counts(model: dict[str, Any]) -> dict[str, Any]:
+    """Parameters, FLOPs and state by the model's own formulas; nothing if this version cannot build it."""
+    if not model:
+        return {}
+    import torch
+
+    from mixlab.model.language_model import build_model
+
+    try:
+        with torch.device("meta"):  # shapes are enough: nothing is allocated
+            built = build_model(model)
+    except (UserError, NotImplementedError, RuntimeError):
+        return {}
+    context = built.config.context
+    parameters, flops = built.parameters_by_component(), built.flops_by_component(context)
+    names = [name for name in parameters if name in flops]
+    return {
+        "parameters": sum(parameters.values()),
+        "flops_per_token": built.flops(context) // context,
+        "state_bytes": built.state_bytes(context),
+        "components": {
+            name: {"parameters": parameters[name], "flops": flops[name] // context} for name in names
+        },
+    }
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that a run may lack or be writing; empty if it cannot be read."""
+    try:
+        return mapping(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mixlab.errors import UserError
+from mixlab.report import from_run, render
+
+CONFIG = """
+name = "gru"
+[model]
+vocab_size = 256
+dim = 32
+depth = 2
+context = 64
+temporal = "gru"
+[train]
+seed = 3
+batch_size = 4
+steps = 40
+"""
+
+
+def step(n: int) -> dict:
+    return {
+        "kind": "step",
+        "step": n,
+        "tokens": 256 * n,
+        "seconds": n / 2,
+        "flops": 1e6 * n,
+        "loss": 4 - n / 50,
+    }
+
+
+def evaluation(n: int, value: float) -> dict:
+    at = {"tokens": 256 * n, "seconds": n / 2, "flops": 1e6 * n}
+    return {"kind": "eval", "step": n, **at, "bits_per_byte": value, "loss_by_position": [3.0, value]}
+
+
+def run(folder: Path, lines: list[dict], config: str = CONFIG, torn: str = "") -> Path:
+    (folder / "config.toml").write_text(config)
+    (folder / "data.json").write_text(json.dumps({"valid_bytes": 10, "valid_tokens": 10}))
+    (folder / "environment.json").write_text(json.dumps({"cores": 2}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
+    return folder
+
+
+def test_a_run_becomes_a_comparison_of_one(tmp_path: Path):
+    lines = [
+        *(step(n) for n in range(1, 41)),
+        evaluation(20, 2.5),
+        evaluation(40, 2.6),
+        {"kind": "end", "status": "done"},
+    ]
+    data = from_run(run(tmp_path, lines))
+    (result,) = data["results"]
+    assert (result["model"], result["seed"], result["status"]) == ("gru", 3, "done")
+    assert result["bits_per_byte"] == 2.5 and result["loss_by_position"] == [
+        3.0,
+        2.5,
+    ]  # the best evaluation's
+    assert result["tokens_per_second"] == 512 and result["seconds"] == 20
+    assert len(result["curve"]) == 40 and len(result["evals"]) == 2
+    assert data["budget"]["context"] == 64 and data["budget"]["tokens"] == 256 * 40
+    assert data["corpus"]["valid_bytes"] == 10 and data["environment"] == {"cores": 2}
+    json.dumps(data, allow_nan=False)
+    html = render(data)
+    assert "gru reaches 2.500 bits per byte after 5,120 tokens in 20.0 s." in html
+    assert 'data-figure="loss-tokens"' in html and 'data-figure="components-flops"' in html
+
+
+def test_the_counts_are_the_models_own(tmp_path: Path):
+    from mixlab import build_model
+
+    result = from_run(run(tmp_path, [step(1)]))["results"][0]
+    model = build_model({"vocab_size": 256, "dim": 32, "depth": 2, "context": 64, "temporal": "gru"})
+    assert result["parameters"] == sum(p.numel() for p in model.parameters())
+    assert sum(part["parameters"] for part in result["components"].values()) == result["parameters"]
+    assert result["flops_per_token"] == model.flops(64) // 64
+    assert result["state_bytes"] == model.state_bytes(64)
+
+
+def test_a_run_that_is_being_written_is_shown_as_far_as_it_got(tmp_path: Path):
+    data = from_run(run(tmp_path, [step(1), step(2)], torn='{"kind": "eval", "step": 2, "bits_per'))
+    (result,) = data["results"]
+    assert result["status"] == "running" and result["evals"] == [] and len(result["curve"]) == 2
+    assert "still running" in render(data)
+    for name in ("data.json", "environment.json", "metrics.jsonl"):
+        (tmp_path / name).unlink()
+    assert "still running" in render(from_run(tmp_path))
+
+
+def test_a_failed_run_keeps_its_curves_and_says_why(tmp_path: Path):
+    end = {"kind": "end", "status": "failed", "reason": "the loss became NaN"}
+    html = render(from_run(run(tmp_path, [step(1), evaluation(1, 5.0), step(2), end])))
+    assert "failed after step 2: the loss became NaN" in html and "5.000" in html
+
+
+def test_an_ngram_run_needs_no_model(tmp_path: Path):
+    config = 'name = "ngram"\n[ngram]\norder = 5\n'
+    data = from_run(
+        run(tmp_path, [evaluation(0, 2.3), {"kind": "end", "status": "done", "seconds": 0.9}], config)
+    )
+    assert data["results"][0]["seconds"] == 0.9
+    assert "ngram reaches 2.300 bits per byte in 0.90 s." in render(data)
+
+
+def test_what_is_no_run_is_one_sentence(tmp_path: Path):
+    with pytest.raises(UserError, match="is not a run folder"):
+        from_run(tmp_path)
+    (tmp_path / "config.toml").write_text("= broken")
+    with pytest.raises(UserError, match=r"cannot read .*config\.toml"):
+        from_run(tmp_path)
