@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -195,6 +196,33 @@ def test_a_preset_is_found_by_name_or_path(tmp_path: Path) -> None:
     assert read_preset(own) == {"name": "mine", "model": {"dim": 8}}
     with pytest.raises(UserError, match=r"unknown preset 'transfomer': did you mean 'transformer'\?"):
         read_preset("transfomer")
+
+
+@pytest.mark.parametrize("name", [name for name in config.preset_names() if name != "ngram"])
+def test_a_preset_is_about_a_million_parameters_and_survives_its_own_toml(name: str) -> None:
+    from mixlab.model.language_model import build_model
+
+    chosen = config.load_run_config(name)
+    assert chosen.model is not None
+    with torch.device("meta"):
+        count = sum(build_model(chosen.model).parameters_by_component().values())
+    assert 0.9e6 < count < 1.1e6
+    text = to_toml(chosen)
+    assert to_toml(config.load_run_config(tomllib.loads(text))) == text
+
+
+def test_the_ngram_preset_has_no_model() -> None:
+    chosen = config.load_run_config("ngram", ["ngram.order=4"])
+    assert chosen.model is None
+    assert chosen.ngram is not None
+    assert chosen.ngram.order == 4
+
+
+def test_a_config_that_cannot_work_is_refused_when_it_is_loaded() -> None:
+    with pytest.raises(UserError, match=r"train\.batch_size must be at least 1 row"):
+        config.load_run_config("gru", ["train.batch_size=0"])
+    with pytest.raises(UserError, match=r"exactly one of \[model\] and \[ngram\]"):
+        config.load_run_config({"data": {}})
 
 
 def test_defaults_are_listed_field_by_field() -> None:

@@ -34,7 +34,7 @@ WRONG_PLACE = {
 GAVE_OUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE}
 """The machine could not go on: the work failed."""
 
-UsageError = typer.BadParameter.__base__ or typer.BadParameter
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for a wrong command line; not a public name of every version, but always this base."""
 
 

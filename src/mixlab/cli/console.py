@@ -75,6 +75,7 @@ class Progress:
         self.began: tuple[float, float] | None = None
         self.last_shown = -QUIET_SECONDS
         self.shown: dict[str, Any] = {}
+        self.fresh = False
         self.done = 0.0
         self.live: Any = None
 
@@ -89,14 +90,17 @@ class Progress:
     ) -> None:
         if self.live is not None:
             self.live.stop()
-        elif self.shown:
+        else:
             self._plain()
 
     def __call__(self, line: Mapping[str, Any]) -> None:
-        """Take one line of metrics.jsonl; a line of another kind than step and eval is ignored."""
+        """Take one line of metrics.jsonl, or {"kind": "note", "message"}; other kinds are ignored."""
+        if line.get("kind") == "note":
+            note(line["message"])
         if line.get("kind") not in ("step", "eval"):
             return
         self.shown |= line
+        self.fresh = True
         self.done = min(1.0, self.fraction(line))
         if self.began is None:
             self.began = (self.now(), self.done)
@@ -107,7 +111,9 @@ class Progress:
             self._plain()
 
     def _plain(self) -> None:
-        print(f"{self.label}  {self.done:4.0%}  {self._facts()}", file=self.stream, flush=True)
+        if self.fresh:
+            self.fresh = False
+            print(f"{self.label}  {self.done:4.0%}  {self._facts()}", file=self.stream, flush=True)
 
     def _facts(self) -> str:
         facts = [f"step {self.shown['step']}"] if "step" in self.shown else []
@@ -123,7 +129,7 @@ class Progress:
 
     def _seconds_left(self) -> float | None:
         """By the pace since the first line: a resumed run did not do its beginning in this time."""
-        if self.began is None or self.done <= self.began[1]:
+        if self.began is None or not self.began[1] < self.done < 1.0:
             return None
         pace = (self.now() - self.began[0]) / (self.done - self.began[1])
         return pace * (1.0 - self.done)

@@ -77,7 +77,7 @@ def fast_paths(machine: Any) -> dict[str, dict[str, Any]]:
     """What makes training fast when it is there: whether it is on, and why."""
     import torch
 
-    onednn = torch.backends.mkldnn.is_available()
+    onednn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     cuda = torch.cuda.is_available()
     return {
         "bfloat16": {"on": machine.use_bfloat16, "why": machine.reason},

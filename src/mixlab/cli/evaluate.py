@@ -12,9 +12,6 @@ from mixlab.cli.options import Imports, Json, Run
 if TYPE_CHECKING:
     from mixlab.train.evaluate import Evaluation
 
-NGRAM_CONTEXT = 256
-"""Tokens in a window of an n-gram's evaluation: the models' default, so both start afresh equally often."""
-
 
 def evaluate(
     run: Run,
@@ -30,20 +27,20 @@ def evaluate(
 
     mixlab evaluate runs/transformer my.txt
     """
+    from dataclasses import asdict
+
     from mixlab.cli.console import note, print_json
     from mixlab.data import prepare_single
     from mixlab.train.evaluate import evaluate as score
-    from mixlab.train.run import load, open_run
+    from mixlab.train.run import open_run
 
-    opened = open_run(run)
-    model = opened.config.model
-    context = model.context if model is not None else NGRAM_CONTEXT
+    opened = open_run(run, notes=note)
     tokens, facts = prepare_single(
         text, opened.tokenizer, context=1, text_field=opened.config.data.text_field, notes=note
     )
-    result = score(load(run), tokens, context=context)
+    result = score(opened.load(), tokens, context=opened.context)
     if as_json:
-        print_json({"run": str(run), "text": facts, **result.to_dict()})
+        print_json({"run": str(run), "text": facts, **asdict(result)})
     else:
         print(describe(result))
 

@@ -35,15 +35,15 @@ def generate(
     from mixlab.cli.console import note, print_json
     from mixlab.decode import check_sampling, stream_text
     from mixlab.decode import generate as continue_from
-    from mixlab.train.run import load, open_run
+    from mixlab.train.run import open_run
 
     check_sampling(temperature, top_k, top_p)  # before the seconds that loading takes
-    opened = open_run(run)
+    opened = open_run(run, notes=note)
     tokenizer = opened.tokenizer
     # 0 ends a document and so starts the next: the text before every prompt.
     tokens = [0, *(int(token) for token in tokenizer.encode(prompt))]
     ids = continue_from(
-        load(run),
+        opened.load(),
         tokens,
         max_tokens=max_tokens,
         temperature=temperature,

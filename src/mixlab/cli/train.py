@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,12 +42,14 @@ def train(
     """Train a model on a text, or continue a run.
 
     mixlab train my.txt --preset transformer --minutes 5
+
+    A run that was stopped (Ctrl-C saves first) goes on with --resume RUN, for longer if a length is given.
     """
     horizon = {"steps": steps, "tokens": tokens, "minutes": minutes}
     if resume is not None:
         given = {"TEXT": text, "--preset": preset, "--out": out, "--seed": seed, "--set": overrides}
-        _refuse_with_resume(given | {f"--{key}": value for key, value in horizon.items()})
-        config, folder = _of_run(resume)
+        _refuse_with_resume(given)
+        config, folder = _resumed(resume, horizon), resume
     else:
         config = _new(text, preset, horizon, seed, overrides or ())
         folder = out or unused(Path("runs"), config.name)
@@ -62,11 +65,14 @@ def _refuse_with_resume(given: Mapping[str, Any]) -> None:
         )
 
 
-def _of_run(path: Path) -> tuple[RunConfig, Path]:
-    from mixlab.train.run import open_run
+def _resumed(run: Path, horizon: Mapping[str, Any]) -> RunConfig:
+    """The config a run was begun with, for another length if one is given."""
+    from mixlab.train.folder import RunFolder
 
-    run = open_run(path)
-    return run.config, run.path
+    config = RunFolder(run).read_config()
+    length: dict[str, Any] = {}
+    set_horizon(length, horizon)
+    return replace(config, train=config.train.with_horizon(**length)) if length else config
 
 
 def _new(
@@ -115,11 +121,15 @@ def _train(config: RunConfig, folder: Path, *, resume: bool, as_json: bool) -> N
     from mixlab.train import train as work
 
     def fraction(line: Mapping[str, Any]) -> float:
+        if config.model is None:
+            return 1.0  # an n-gram counts once
         return config.train.progress(steps=line["step"], tokens=line["tokens"], seconds=line["seconds"])
 
     note(f"training {config.name} in {folder}")
     with Progress(config.name, fraction) as progress:
         summary = work(config, folder, resume=resume, progress=progress)
+    if summary.get("message"):
+        note(summary["message"])
     if as_json:
         print_json({"run": str(folder), **summary})
     else:
@@ -130,10 +140,10 @@ def describe(summary: Mapping[str, Any]) -> str:
     """The result of a run in one line."""
     from mixlab.cli.console import clock, short
 
-    facts = [("bits_per_byte", lambda v: f"{v:.3f} bits/byte on the validation text")]
-    facts += [
-        ("step", lambda v: f"{v} steps"),
-        ("tokens", lambda v: f"{short(v)} tokens"),
-        ("seconds", clock),
-    ]
-    return "  ".join(write(summary[key]) for key, write in facts if summary.get(key) is not None)
+    write: dict[str, Callable[[Any], str]] = {
+        "best_bits_per_byte": lambda value: f"{value:.3f} bits/byte on the validation text",
+        "step": lambda value: f"{value} step{'s'[: value != 1]}",
+        "tokens": lambda value: f"{short(value)} tokens",
+        "seconds": clock,
+    }
+    return "  ".join(say(summary[key]) for key, say in write.items() if summary.get(key) is not None)

@@ -1,0 +1,125 @@
+"""Progress can be followed on a terminal and read in a log; numbers are short and right."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from mixlab.cli.console import QUIET_SECONDS, Progress, clock, print_json, short, table
+from mixlab.cli.evaluate import powers
+from mixlab.cli.options import count
+from mixlab.errors import UserError
+
+
+class Time:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def step(number: int) -> dict[str, Any]:
+    return {"kind": "step", "step": number, "loss": 2.0, "tokens_per_second": 3050.0}
+
+
+def tenths(line: Mapping[str, Any]) -> float:
+    return line["step"] / 10
+
+
+def test_a_log_gets_a_line_now_and_then_and_the_last() -> None:
+    stream, time = io.StringIO(), Time()
+    with Progress("gru", tenths, stream=stream, now=time) as progress:
+        for number in range(1, 11):
+            progress(step(number))
+            time.seconds += QUIET_SECONDS / 2
+        progress({"kind": "eval", "step": 10, "bits_per_byte": 1.5})
+    lines = stream.getvalue().splitlines()
+    assert [line.split("step ")[1].split()[0] for line in lines] == ["1", "3", "5", "7", "9", "10"]
+    assert lines[0] == "gru   10%  step 1  loss 2.000  3.0k tokens/s"
+    # Nine tenths took 8 half-waits since the first line; one tenth is left.
+    assert lines[4].endswith(f"3.0k tokens/s  {clock(QUIET_SECONDS / 2)} left")
+    assert lines[5] == "gru  100%  step 10  loss 2.000  valid 1.500 bits/byte  3.0k tokens/s"
+
+
+def test_a_resumed_run_estimates_from_its_own_pace() -> None:
+    stream, time = io.StringIO(), Time()
+    with Progress("gru", tenths, stream=stream, now=time) as progress:
+        progress(step(8))
+        time.seconds += 60
+        progress(step(9))
+    assert stream.getvalue().splitlines()[-1].endswith("1:00 left")
+
+
+def test_nothing_is_printed_for_a_run_that_did_nothing() -> None:
+    stream = io.StringIO()
+    with Progress("gru", tenths, stream=stream) as progress:
+        progress({"kind": "end", "step": 3})
+    assert stream.getvalue() == ""
+
+
+def test_a_note_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("gru", tenths, stream=io.StringIO()) as progress:
+        progress({"kind": "note", "message": "3 bytes were replaced"})
+    assert capsys.readouterr().err == "note: 3 bytes were replaced\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    stream = Terminal()
+    with Progress("gru [2]", tenths, stream=stream) as progress:
+        progress(step(1))
+        progress(step(10))
+    shown = stream.getvalue()
+    assert "gru [2]" in shown
+    assert "step 10  loss 2.000" in shown
+    assert "100%" in shown
+
+
+def test_numbers_are_short_and_right() -> None:
+    values = {0: "0", 950: "950", 12_345: "12.3k", 3_950_000: "4.0M", 379e9: "379G", 2.5e12: "2.5T"}
+    assert {value: short(value) for value in values} == values
+    assert [clock(s) for s in (0, 59.6, 61, 3725, -3)] == ["0:00", "1:00", "1:01", "1:02:05", "0:00"]
+    assert [list(powers(n)) for n in (0, 1, 5, 8)] == [[], [1], [1, 2, 4, 5], [1, 2, 4, 8]]
+
+
+def test_a_table_is_aligned() -> None:
+    assert table(["a", "loss"], [["long name", "1.5"], ["b", "12.25"]]) == (
+        "a           loss\nlong name    1.5\nb          12.25"
+    )
+
+
+def test_json_is_strict(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"x": float("inf"), "y": [float("nan"), 1.5], "z": "\u00e9"})
+    assert capsys.readouterr().out == '{"x": null, "y": [null, 1.5], "z": "\u00e9"}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5),
+        ("2M", 2_000_000),
+        ("1.5m", 1_500_000),
+        ("500k", 500_000),
+        ("1e6", 10**6),
+        ("1_000", 1000),
+        ("1B", 10**9),
+    ],
+)
+def test_counts_are_read_as_people_write_them(text: str, value: int) -> None:
+    assert count(text, "--tokens") == value
+
+
+@pytest.mark.parametrize("text", ["", "k", "-1", "0", "1.5", "2X", "nan", "inf", "1e400", "two"])
+def test_what_is_no_count_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--tokens: "):
+        count(text, "--tokens")

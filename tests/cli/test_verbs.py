@@ -1,0 +1,180 @@
+"""Each verb does its work, on a neural run and on an n-gram alike, and prints its result and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.conftest import TEXT, Command, settings
+
+from mixlab.cli.train import unused
+
+KINDS = ["neural", "ngram"]
+
+
+def test_train_leaves_a_run_and_says_where(mixlab: Command, runs: Path) -> None:
+    done = mixlab("train", runs / "text.txt", "--preset", "gru", "--tokens", "192", *settings())
+    assert done.status == 0
+    assert done.out.startswith("runs/gru  ")
+    assert "bits/byte on the validation text  3 steps  192 tokens" in done.out
+    assert (Path("runs/gru") / "config.toml").is_file()
+    assert "Traceback" not in done.err
+
+
+def test_train_prints_one_json_object_for_those_who_ask(mixlab: Command, runs: Path) -> None:
+    done = mixlab("train", runs / "text.txt", "--preset", "ngram", "--json", "--set", "ngram.order=3")
+    result = json.loads(done.out)
+    assert (result["run"], result["status"]) == ("runs/ngram", "done")
+    assert 0 < result["bits_per_byte"] < 8
+
+
+def test_a_second_run_does_not_touch_the_first(mixlab: Command, runs: Path) -> None:
+    for name in ("ngram", "ngram-2", "ngram-3"):
+        assert mixlab("train", runs / "text.txt", "--preset", "ngram").out.startswith(f"runs/{name}  ")
+    assert unused(Path("runs"), "ngram") == Path("runs/ngram-4")
+
+
+def test_the_order_is_preset_then_option_then_set(mixlab: Command, runs: Path) -> None:
+    mixlab(
+        "train",
+        runs / "text.txt",
+        "--preset",
+        "rnn",
+        "--seed",
+        "5",
+        "--steps",
+        "1",
+        *settings("train.seed=6"),
+    )
+    written = Path("runs/rnn/config.toml").read_text()
+    assert "seed = 6" in written
+    assert "steps = 1" in written
+    assert "text.txt" in written
+
+
+def test_resume_goes_on_for_longer_when_told(mixlab: Command, runs: Path) -> None:
+    done = mixlab("train", "--resume", runs / "neural", "--steps", "5", "--json")
+    assert done.status == 0
+    assert json.loads(done.out)["step"] == 5
+
+
+def test_a_saved_config_makes_the_same_run_again(mixlab: Command, runs: Path) -> None:
+    done = mixlab("train", "--preset", runs / "neural" / "config.toml", "--out", "again", "--json")
+    lines = (runs / "neural" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(done.out)["bits_per_byte"] == json.loads(lines[-1])["bits_per_byte"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generate_continues_the_prompt_and_repeats_with_its_seed(
+    mixlab: Command, runs: Path, kind: str
+) -> None:
+    def text(*options: str) -> str:
+        done = mixlab("generate", runs / kind, "--prompt", "12 green", "--max-tokens", "40", *options)
+        assert (done.status, done.err) == (0, "")
+        return done.out
+
+    assert text().startswith("12 green")
+    assert text("--seed", "3") == text("--seed", "3") != text("--seed", "4")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generate_gives_json(mixlab: Command, runs: Path, kind: str) -> None:
+    plain = mixlab("generate", runs / kind, "--max-tokens", "20", "--prompt", "\u00e9").out
+    result = json.loads(
+        mixlab("generate", runs / kind, "--max-tokens", "20", "--prompt", "\u00e9", "--json").out
+    )
+    assert result["prompt"] == "\u00e9"
+    assert result["tokens"] <= 20
+    assert result["prompt"] + result["text"] + "\n" == plain
+
+
+def test_generate_takes_a_checkpoint_folder(mixlab: Command, runs: Path) -> None:
+    checkpoint = next((runs / "neural" / "checkpoints").iterdir())
+    both = [mixlab("generate", path, "--max-tokens", "9").out for path in (checkpoint, runs / "neural")]
+    assert both[0] == both[1]
+
+
+def test_a_counted_model_knows_the_text_by_heart(mixlab: Command, runs: Path) -> None:
+    greedy = ["--max-tokens", "29", "--temperature", "0"]
+    # Bytes: the accented letter is two of the 29.
+    assert mixlab("generate", runs / "ngram", "--prompt", "12 green bo", *greedy).out == (
+        "12 green bottles hanging on the wall, \u00e9\n"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluate_prints_the_numbers_and_their_json(mixlab: Command, runs: Path, kind: str) -> None:
+    done = mixlab("evaluate", runs / kind, runs / "text.txt")
+    assert done.status == 0
+    result: dict[str, Any] = json.loads(mixlab("evaluate", runs / kind, runs / "text.txt", "--json").out)
+    assert f"bits per byte         {result['bits_per_byte']:.4f}" in done.out
+    assert result["bytes"] == len(TEXT.encode()) + 1
+    assert result["perplexity"] == pytest.approx(math.exp(result["nats_per_token"]))
+    # Byte tokens: a token is a byte, so the two measures are one.
+    assert result["bits_per_byte"] == pytest.approx(result["nats_per_token"] / math.log(2))
+    positions = [int(line.split()[0]) for line in done.out.splitlines()[5:]]
+    assert positions == [2**k for k in range(len(positions))]
+    assert positions[-1] == len(result["loss_by_position"])
+
+
+def test_evaluate_reads_a_text_shorter_than_the_context(mixlab: Command, runs: Path) -> None:
+    Path("short.txt").write_text("ab")
+    done = mixlab("evaluate", runs / "neural", "short.txt", "--json")
+    assert json.loads(done.out)["tokens"] == 3
+
+
+def test_report_writes_one_page_for_runs_of_either_kind(mixlab: Command, runs: Path) -> None:
+    done = mixlab("report", runs / "neural", runs / "ngram", "--out", "page.html", "--json")
+    assert json.loads(done.out) == {"report": "page.html", "results": 2}
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert "transformer" in page
+    assert "ngram" in page
+
+
+def test_report_of_one_run_lies_in_its_folder(mixlab: Command, runs: Path) -> None:
+    assert mixlab("report", runs / "neural").out == f"{runs / 'neural' / 'report.html'}\n"
+    assert (runs / "neural" / "report.html").is_file()
+
+
+def test_parts_lists_every_part_with_its_paper_and_knobs(mixlab: Command) -> None:
+    done = mixlab("parts")
+    for word in ("temporal", "attention", "Vaswani et al. 2017", "heads = 0", "swiglu", "rope", "rmsnorm"):
+        assert word in done.out
+    listed = json.loads(mixlab("parts", "--json").out)
+    assert {part["kind"] for part in listed} == {"temporal", "feature", "position", "norm"}
+    attention = next(part for part in listed if part["name"] == "attention")
+    assert attention["knobs"]["heads"] == 0
+    assert mixlab("parts", "norm").out.startswith("norm\n")
+
+
+def test_doctor_says_what_is_used_and_why(mixlab: Command) -> None:
+    done = mixlab("doctor")
+    assert done.status == 0
+    for word in (
+        "float32 matrix products",
+        "bfloat16 matrix products",
+        "GB/s",
+        "bfloat16 is",
+        "torch 2.",
+        "extra 'data'",
+    ):
+        assert word in done.out
+    result = json.loads(mixlab("doctor", "--json").out)
+    assert result["machine"]["float32_flops"] > 0
+    assert set(result["fast_paths"]) >= {"bfloat16", "cuda", "threads"}
+    assert result["extras"]["data"]["install"] == 'pip install "mixlab[data]"'
+
+
+def test_the_extras_doctor_names_are_those_of_the_package() -> None:
+    import tomllib
+
+    from mixlab.cli.doctor import EXTRAS
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for name, (modules, _) in EXTRAS.items():
+        required = {line.split(">")[0].split("=")[0] for line in project["optional-dependencies"][name]}
+        assert set(modules) <= required
+    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"dev"}
