@@ -9,7 +9,7 @@ from typing import Literal
 from mixlab.data.config import DataConfig
 from mixlab.errors import UserError, unknown
 from mixlab.model.config import ModelConfig
-from mixlab.model.ngram import NGramConfig
+from mixlab.model.ngram import MAX_ORDER, NGramConfig
 
 OptimizerKind = Literal["adamw", "muon"]
 ScheduleKind = Literal["cosine", "wsd", "constant"]
@@ -180,4 +180,8 @@ class RunConfig:
         if self.model is not None:
             self.model.validate()
             self.train.validate()  # an n-gram counts once: it needs no horizon
+        if self.ngram is not None:
+            _require(
+                1 <= self.ngram.order <= MAX_ORDER, "ngram.order", self.ngram.order, f"from 1 to {MAX_ORDER}"
+            )
         return self

@@ -61,18 +61,25 @@ def train(
     config = resolve(config, dataset)
     if resume:
         folder.check_same(config, dataset)
-    with disk_errors(f"to {folder.path}", failure=UserError):
-        folder.write_start(config, dataset, machine.environment(machine.measure()))
+    facts = machine.environment(machine.measure())
     if config.model is None:
         from mixlab.train.count import count
 
+        begin(folder, config, dataset, facts)
         return count(config, folder, dataset, report)
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):  # the caller's random state is not ours to move
-        trainer = Trainer(config, folder, dataset, report)
+        trainer = Trainer(config, folder, dataset, report)  # first: a part that does not fit leaves no folder
+        begin(folder, config, dataset, facts)
         if resume:
             trainer.resume()
         return trainer.run()
+
+
+def begin(folder: RunFolder, config: RunConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
+    """Write what says what this run is; UserError for a place that cannot be written."""
+    with disk_errors(f"to {folder.path}", failure=UserError):
+        folder.write_start(config, dataset, facts)
 
 
 def _warn(line: Line) -> None:
