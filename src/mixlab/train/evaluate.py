@@ -64,7 +64,7 @@ def evaluate(
     if module is not None:
         module.eval()
     try:
-        with torch.inference_mode(), autocast(device, resolve(dtype, device)):
+        with torch.no_grad(), autocast(device, resolve(dtype, device)):
             for inputs, targets in eval_windows(text.tokens, context=context, batch_size=batch_size):
                 if stop is not None and stop():
                     raise EvaluationStopped

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mixlab.config import parse, read_toml, to_toml
+from mixlab.errors import UserError
+from mixlab.model.ngram import NGramConfig
+from mixlab.train.config import CheckpointConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
+
+
+@pytest.mark.parametrize(
+    "horizon", [{}, {"steps": 1, "tokens": 2}, {"steps": 1, "tokens": 2, "minutes": 1.0}]
+)
+def test_a_horizon_is_given_exactly_once(horizon):
+    with pytest.raises(UserError, match="exactly one of steps, tokens and minutes"):
+        TrainConfig(**horizon).validate()
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("steps", {"steps": 0}),
+        ("minutes", {"steps": None, "minutes": -1.0}),
+        ("seed", {"seed": -1}),
+        ("batch_size", {"batch_size": 0}),
+        ("accumulate", {"accumulate": 17}),
+        ("eval_every", {"eval_every": -1}),
+        ("dtype", {"dtype": "bfloat"}),
+        ("optimizer.lr", {"optimizer": OptimizerConfig(lr=0.0)}),
+        ("optimizer.lr", {"optimizer": OptimizerConfig(lr=float("inf"))}),
+        ("optimizer.kind", {"optimizer": OptimizerConfig(kind="adamW")}),
+        ("optimizer.betas", {"optimizer": OptimizerConfig(betas=(0.9, 1.0))}),
+        ("optimizer.clip", {"optimizer": OptimizerConfig(clip=-1.0)}),
+        ("schedule.warmup", {"schedule": ScheduleConfig(warmup=1.0)}),
+        ("schedule.decay", {"schedule": ScheduleConfig(kind="wsd", warmup=0.5, decay=0.6)}),
+        ("checkpoint.keep", {"checkpoint": CheckpointConfig(keep=0)}),
+    ],
+)
+def test_a_value_that_cannot_work_is_named(key, changes):
+    with pytest.raises(UserError, match=key.replace(".", r"\.")):
+        replace(TrainConfig(steps=10), **changes).validate()
+
+
+def test_a_misspelt_optimizer_gets_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'muon'"):
+        OptimizerConfig(kind="moun").validate()
+
+
+def test_a_run_is_a_model_or_an_ngram(config):
+    for wrong in (replace(config, model=None), replace(config, ngram=NGramConfig())):
+        with pytest.raises(UserError, match="exactly one of"):
+            wrong.validate()
+
+
+def test_a_config_survives_toml(config, tmp_path):
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    again = parse(RunConfig, read_toml(tmp_path / "config.toml"))
+    assert to_toml(again) == to_toml(config)
+    assert again.train == config.train
+
+
+def test_with_horizon_replaces_the_other_horizon():
+    config = TrainConfig(steps=10).with_horizon(minutes=2.0)
+    assert (config.steps, config.tokens, config.minutes) == (None, None, 2.0)
+    assert config.progress(steps=5, tokens=5, seconds=30) == 0.25

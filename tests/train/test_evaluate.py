@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import mixlab
+from mixlab.data import TokenFile
+from mixlab.train.evaluate import EvaluationStopped, evaluate
+
+TOKENS = np.array([0, *np.random.default_rng(0).integers(1, 11, size=100)], dtype=np.uint8)
+TEXT = TokenFile(TOKENS, 250)
+
+
+@pytest.fixture
+def model():
+    return mixlab.build_model({"vocab_size": 11, "dim": 16, "depth": 1, "context": 8, "dropout": 0.5})
+
+
+def test_the_number_is_that_of_a_loop_over_tokens(model):
+    found = evaluate(model, TEXT, context=8, batch_size=3)
+    model.eval()
+    nats = [[] for _ in range(8)]
+    for start in range(0, 100, 8):
+        window = torch.tensor(TOKENS[start : start + 9].astype(np.int64))
+        for i in range(len(window) - 1):
+            log_probs = model(window[None, : i + 1]).logits[0, -1].log_softmax(-1)
+            nats[i].append(-log_probs[window[i + 1]].item())
+    total = sum(map(sum, nats))
+    assert found.tokens == 100
+    assert found.nats_per_token == pytest.approx(total / 100, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(total / math.log(2) / 250, rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(total / 100), rel=1e-4)
+    assert found.loss_by_position == pytest.approx([sum(x) / len(x) for x in nats], rel=1e-5)
+
+
+def test_the_batch_size_changes_nothing_and_the_mode_comes_back(model):
+    model.train()
+    first, second = (evaluate(model, TEXT, context=8, batch_size=b) for b in (1, 50))
+    assert first.nats_per_token == pytest.approx(second.nats_per_token, rel=1e-6)
+    assert model.training
+
+
+def test_a_uniform_scorer_costs_the_logarithm_of_the_vocabulary(model):
+    with torch.no_grad():
+        model.head.weight.zero_()
+    found = evaluate(model, TEXT, context=16)
+    assert found.nats_per_token == pytest.approx(math.log(11), rel=1e-6)
+    assert found.loss_by_position == pytest.approx([math.log(11)] * 16, rel=1e-6)
+
+
+def test_an_ngram_is_scored_in_the_same_way():
+    ngram = mixlab.NGram.train(TOKENS, order=3, vocab_size=11)
+    found = evaluate(ngram, TEXT, context=8)
+    total = sum(
+        -ngram.score(
+            torch.tensor(w[None, :-1].astype(np.int64)), torch.tensor(w[None, 1:].astype(np.int64))
+        ).sum()
+        for w in (TOKENS[s : s + 9] for s in range(0, 100, 8))
+    )
+    assert found.nats_per_token == pytest.approx(float(total) / 100, rel=1e-6)
+
+
+def test_a_requested_stop_ends_it(model):
+    asked = iter([False, True])
+    with pytest.raises(EvaluationStopped):
+        evaluate(model, TEXT, context=8, batch_size=1, stop=lambda: next(asked))
+
+
+def test_bfloat16_is_near_float32_and_is_not_the_same(model):
+    exact, rounded = (
+        evaluate(model, TEXT, context=8, dtype=d).nats_per_token for d in ("float32", "bfloat16")
+    )
+    assert exact != rounded
+    assert exact == pytest.approx(rounded, rel=1e-2)
