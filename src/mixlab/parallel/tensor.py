@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, all_reduce
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from mixlab.errors import UserError
 from mixlab.parts.contract import Part
@@ -55,28 +55,24 @@ class _Leave(torch.autograd.Function):
 
 
 class SplitLinear(nn.Module):
-    """A Linear whose weight is sharded by outputs ("column") or by inputs ("row")."""
+    """A Linear divided by outputs ("column") or inputs ("row"), or "shared": whole, its gradient summed."""
 
     def __init__(self, linear: nn.Linear, split: str, mesh: DeviceMesh) -> None:
         super().__init__()
-        axis = {"column": 0, "row": 1}[split]
-        if linear.weight.shape[axis] % mesh.size():
-            raise UserError(
-                f"{linear.weight.shape[axis]} {('outputs', 'inputs')[axis]} of a split projection do not "
-                f"divide by {mesh.size()} tensor-parallel processes"
-            )
         self.group = mesh.get_group()
         self.split = split
-        self.weight = nn.Parameter(distribute_tensor(linear.weight.data, mesh, [Shard(axis)]))
-        bias = linear.bias
-        if bias is not None and split == "column":
-            self.bias: nn.Parameter | None = nn.Parameter(distribute_tensor(bias.data, mesh, [Shard(0)]))
-        else:
-            self.bias = bias
+        placement = {"column": Shard(0), "row": Shard(1), "shared": Replicate()}[split]
+        self.weight = nn.Parameter(distribute_tensor(linear.weight.data, mesh, [placement]))
+        self.bias: nn.Parameter | None = linear.bias
+        if linear.bias is not None and split == "column":
+            self.bias = nn.Parameter(distribute_tensor(linear.bias.data, mesh, [Shard(0)]))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs of this shard) -> (..., outputs of this shard, or all of them after a row split)."""
         weight = local(self.weight)
+        if self.split == "shared":
+            bias = None if self.bias is None else enter(self.bias, self.group)
+            return F.linear(x, enter(weight, self.group), bias)
         if self.split == "column":
             return F.linear(x, weight, None if self.bias is None else local(self.bias))
         y = leave(F.linear(x, weight), self.group)
@@ -105,7 +101,12 @@ def apply_tensor_plan(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     DTensors. Raises UserError if a split does not come out even.
     """
     for part in [m for m in module.modules() if isinstance(m, Part)]:
-        plan = part.tensor_plan()
+        plan, units = part.tensor_plan(), part.tensor_units()
+        if units % mesh.size():
+            raise UserError(
+                f"{type(part).__name__.lower()} splits into {units} units, which do not divide over "
+                f"{mesh.size()} tensor-parallel processes; choose a divisor of {units}"
+            )
         for name, split in plan.items():
             parent, _, leaf = name.rpartition(".")
             owner = part.get_submodule(parent)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from mixlab.parts.contract import Choice, Kind, Part, Place, Role, build, get
+from mixlab.parts.contract import Choice, Kind, Part, Place, Role, Split, build, get
 
 TOLERANCE: dict[torch.dtype, float] = {
     torch.float64: 1e-10,
@@ -185,7 +185,8 @@ def check_bookkeeping(case: Case) -> None:
         expect(isinstance(linear, nn.Linear), f"adaptable_linears: {name} is not a Linear")
     for name, split in part.tensor_plan().items():
         expect(isinstance(part.get_submodule(name), nn.Linear), f"tensor_plan: {name} is not a Linear")
-        expect(split in ("column", "row"), f"tensor_plan: unknown split {split} for {name}")
+        expect(split in get_args(Split), f"tensor_plan: unknown split {split} for {name}")
+    expect(bool(part.tensor_plan()) == (part.tensor_units() > 0), "tensor_plan and tensor_units disagree")
 
 
 def _cpu_attention_flops(

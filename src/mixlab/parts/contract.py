@@ -26,8 +26,9 @@ Role = Literal["matrix", "embedding", "head", "gain", "recurrence"]
 """What a parameter is to the optimizer: `matrix` multiplies activations, `gain` is a vector that scales or
 shifts, `recurrence` acts on a state at every step, `embedding` and `head` face the vocabulary."""
 
-Split = Literal["column", "row"]
-"""How a Linear divides over a tensor-parallel mesh: by outputs or by inputs (Shoeybi et al. 2019)."""
+Split = Literal["column", "row", "shared"]
+"""How a Linear goes onto a tensor-parallel mesh (Shoeybi et al. 2019): divided by outputs, divided by
+inputs, or whole on every process but read by the divided ones, so that its gradient is a sum over them."""
 
 
 class Choice(NamedTuple):
@@ -166,6 +167,10 @@ class Part(Component):
         """
         return {}
 
+    def tensor_units(self) -> int:
+        """How many units a split may not cut through (heads, hidden channels); 0 if nothing is split."""
+        return 0
+
 
 def init_linear(linear: nn.Linear, std: float) -> None:
     """Normal weights and a zero bias."""
@@ -180,11 +185,11 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-_REGISTRY: dict[Kind, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
+_REGISTRY: dict[str, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
 _C = TypeVar("_C", bound=type[Component])
 
 
-def register(kind: Kind, name: str) -> Callable[[_C], _C]:
+def register(kind: str, name: str) -> Callable[[_C], _C]:
     """Class decorator: `@register("temporal", "rglru")` puts a component into the registry.
 
     Raises UserError if the kind is unknown or another class already has the name.
@@ -214,7 +219,7 @@ def _discover() -> None:
         point.load()
 
 
-def available(kind: Kind) -> tuple[str, ...]:
+def available(kind: str) -> tuple[str, ...]:
     """Names registered under `kind` ("temporal", "feature", "position" or "norm"), sorted."""
     if kind not in _REGISTRY:
         raise unknown("kind of part", kind, KINDS)
@@ -222,7 +227,7 @@ def available(kind: Kind) -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY[kind]))
 
 
-def get(kind: Kind, name: str) -> type[Component]:
+def get(kind: str, name: str) -> type[Component]:
     """The class registered as `name`; UserError with the list and the nearest match if there is none."""
     names = available(kind)
     if name not in names:

@@ -103,9 +103,10 @@ def _rotary_table(
     dim: int, base: float, length: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of position x frequency, each (length, dim/2); a pure function of its arguments."""
-    frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
-    angle = torch.outer(torch.arange(length, dtype=torch.float64, device=device), frequency)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    with torch.inference_mode(False):  # a table first asked for while decoding may later serve training
+        frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
+        angle = torch.outer(torch.arange(length, dtype=torch.float64, device=device), frequency)
+        return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 @register("position", "rope")

@@ -51,6 +51,10 @@ class Gated(FeatureMix):
         """A hidden unit's gate and value stay together on one device."""
         return {"gate": "column", "up": "column", "down": "row"}
 
+    def tensor_units(self) -> int:
+        """Hidden units."""
+        return self.hidden
+
     def activation(self, h: Tensor) -> Tensor:
         """The gate's nonlinearity."""
         raise NotImplementedError

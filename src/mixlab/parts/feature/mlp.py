@@ -68,6 +68,10 @@ class MLP(FeatureMix):
         """Hidden units split: the activation is local to its unit, so no sum is needed before it."""
         return {"up": "column", "down": "row"}
 
+    def tensor_units(self) -> int:
+        """Hidden units."""
+        return self.hidden
+
     def activation(self, h: Tensor) -> Tensor:
         """The elementwise nonlinearity."""
         raise NotImplementedError

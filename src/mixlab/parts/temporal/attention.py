@@ -25,9 +25,10 @@ class AttentionState(NamedTuple):
 
 
 def default_heads(dim: int) -> int:
-    """The head count whose width is nearest to 64 (the paper's) among the divisors of D with even heads."""
+    """The divisor of D nearest to D / 64 (the paper's head width), but to 4 in narrow models, where one or
+    two heads would leave one or two patterns a layer; heads of even width, so that positions can turn them."""
     fits = [h for h in range(1, dim + 1) if dim % h == 0 and (dim // h) % 2 == 0]
-    return min(fits, key=lambda h: (abs(dim // h - 64), h), default=1)
+    return min(fits, key=lambda h: (abs(h - max(4, dim / 64)), h), default=1)
 
 
 def check_heads(dim: int, heads: int, kv_heads: int) -> None:
@@ -56,7 +57,7 @@ class Attention(Part):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """heads: 0 takes the count whose head width is nearest 64. kv_heads: 0 takes one a head."""
+        """heads: 0 takes `default_heads`. kv_heads: 0 takes one a head."""
 
         heads: int = 0
         kv_heads: int = 0
@@ -109,8 +110,14 @@ class Attention(Part):
         return 2 * T * self.kv_heads * self.width * dtype.itemsize + torch.int64.itemsize
 
     def tensor_plan(self) -> Mapping[str, Split]:
-        """Whole heads on each device; the softmax is local to its head."""
-        return {"q": "column", "k": "column", "v": "column", "out": "row"}
+        """Whole heads on each device, as the softmax is local to its head; a single key-value head, which
+        every query reads, stays on all."""
+        keys: Split = "column" if self.kv_heads > 1 else "shared"
+        return {"q": "column", "k": keys, "v": keys, "out": "row"}
+
+    def tensor_units(self) -> int:
+        """Heads, in groups that share keys and values."""
+        return self.kv_heads if self.kv_heads > 1 else self.heads
 
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """Project, turn by position, append to the cache, attend, project back."""

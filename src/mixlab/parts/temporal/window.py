@@ -74,6 +74,10 @@ class Window(Part):
         """Hidden units split."""
         return {"input": "column", "out": "row"}
 
+    def tensor_units(self) -> int:
+        """Hidden units."""
+        return self.hidden
+
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """Concatenate, transform, project."""
         past = x.new_zeros(x.shape[0], self.size - 1, self.dim) if state is None else state.inputs

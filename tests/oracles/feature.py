@@ -1,0 +1,79 @@
+"""Feature mixers, norms and positions as their papers write them: float64, one position at a time."""
+
+import math
+
+import torch
+
+
+def phi(h):
+    """The Gaussian distribution function."""
+    return 0.5 * (1 + torch.erf(h / math.sqrt(2)))
+
+
+ACTIVATION = {
+    "relu": lambda h: (h > 0) * h,
+    "gelu": lambda h: h * phi(h),
+    "glu": lambda h: 1 / (1 + torch.exp(-h)),
+    "geglu": lambda h: h * phi(h),
+    "swiglu": lambda h: h / (1 + torch.exp(-h)),
+}
+
+
+def mlp(name):
+    """FFN(x) = W2 act(W1 x)."""
+
+    def run(p, x, config, position):
+        act = ACTIVATION[name]
+        return torch.stack(
+            [torch.stack([p["down.weight"] @ act(p["up.weight"] @ v) for v in row]) for row in x]
+        )
+
+    return run
+
+
+def gated(name):
+    """FFN(x) = W2 (act(W x) * V x)."""
+
+    def run(p, x, config, position):
+        act = ACTIVATION[name]
+
+        def one(v):
+            return p["down.weight"] @ (act(p["gate.weight"] @ v) * (p["up.weight"] @ v))
+
+        return torch.stack([torch.stack([one(v) for v in row]) for row in x])
+
+    return run
+
+
+FEATURE = {
+    "relu": mlp("relu"),
+    "gelu": mlp("gelu"),
+    "glu": gated("glu"),
+    "geglu": gated("geglu"),
+    "swiglu": gated("swiglu"),
+    "none": lambda p, x, config, position: 0 * x,
+}
+
+
+def rmsnorm(p, x, eps):
+    """x / rms(x) * gain."""
+    return torch.stack([v / math.sqrt(sum(float(u) ** 2 for u in v) / len(v) + eps) for v in x]) * p["gain"]
+
+
+def layernorm(p, x, eps):
+    """(x - mean) / sqrt(var + eps) * gain + shift."""
+    rows = []
+    for v in x:
+        mean = sum(v) / len(v)
+        variance = sum((u - mean) ** 2 for u in v) / len(v)
+        rows.append((v - mean) / torch.sqrt(variance + eps))
+    return torch.stack(rows) * p["gain"] + p["shift"]
+
+
+def sinusoid(position, D, base=10_000.0):
+    """PE(pos, 2i) = sin(pos / base^(2i/D)), PE(pos, 2i + 1) = cos(same)."""
+    values = []
+    for j in range(D):
+        angle = position / base ** ((j - j % 2) / D)
+        values.append(math.sin(angle) if j % 2 == 0 else math.cos(angle))
+    return torch.tensor(values, dtype=torch.float64)

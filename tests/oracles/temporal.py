@@ -1,0 +1,117 @@
+"""Temporal mixers as their papers write them: float64, one position at a time, no code shared with the parts.
+
+Each takes the parameters by name and the input x (B, T, D), and returns (B, T, D).
+"""
+
+import math
+
+import torch
+
+
+def rotate_pairs(vector, position, base):
+    """Turn the pair (i, i + K/2) of one head's vector by position x base^(-2i/K)."""
+    K = len(vector)
+    turned = list(vector)
+    for i in range(K // 2):
+        angle = position * base ** (-2 * i / K)
+        a, b = vector[i], vector[i + K // 2]
+        turned[i] = a * math.cos(angle) - b * math.sin(angle)
+        turned[i + K // 2] = a * math.sin(angle) + b * math.cos(angle)
+    return torch.stack(turned)
+
+
+def attention(p, x, config, position):
+    """Equation 1 of Vaswani et al., head by head, the sum cut off at the present."""
+    D = x.shape[2]
+    H = config.heads or 4
+    G = config.kv_heads or H
+    K = D // H
+    rows = []
+    for row in x:
+        outputs = []
+        for t in range(len(row)):
+            heads = []
+            for h in range(H):
+                g = h * G // H  # consecutive query heads share a key-value head
+                q = p["q.weight"][h * K : (h + 1) * K] @ row[t]
+                keys = [p["k.weight"][g * K : (g + 1) * K] @ row[s] for s in range(t + 1)]
+                values = [p["v.weight"][g * K : (g + 1) * K] @ row[s] for s in range(t + 1)]
+                if position == "rope":
+                    q = rotate_pairs(q, t, 10_000.0)
+                    keys = [rotate_pairs(k, s, 10_000.0) for s, k in enumerate(keys)]
+                scores = torch.stack([q @ k / math.sqrt(K) for k in keys]).exp()
+                heads.append(sum(a * v for a, v in zip(scores / scores.sum(), values, strict=True)))
+            outputs.append(p["out.weight"] @ torch.cat(heads))
+        rows.append(torch.stack(outputs))
+    return torch.stack(rows)
+
+
+def window(p, x, config, position):
+    """Equation 1 of Bengio et al. without the softmax: U tanh(d + H [x_t; ...; x_{t-n+1}]), zeros before."""
+    rows = []
+    for row in x:
+        outputs = []
+        for t in range(len(row)):
+            seen = [row[s] if s >= 0 else torch.zeros_like(row[0]) for s in range(t - config.size + 1, t + 1)]
+            # The part stores H with the window axis innermost.
+            concatenation = torch.stack(seen, 1).flatten()
+            hidden = torch.tanh(p["input.bias"] + p["input.weight"] @ concatenation)
+            outputs.append(p["out.weight"] @ hidden)
+        rows.append(torch.stack(outputs))
+    return torch.stack(rows)
+
+
+def gates(p, name, x, h, count):
+    """The input's and the state's share of each gate, biases included."""
+    mine = (p["cell.weight_ih_l0"] @ x + p["cell.bias_ih_l0"]).chunk(count)
+    back = (p["cell.weight_hh_l0"] @ h + p["cell.bias_hh_l0"]).chunk(count)
+    return mine, back
+
+
+def recur(p, x, step, size):
+    """Run `step(x_t, h, c) -> h, c` along every row and project each h."""
+    rows = []
+    for row in x:
+        h = c = torch.zeros(size, dtype=x.dtype)
+        outputs = []
+        for t in range(len(row)):
+            h, c = step(row[t], h, c)
+            outputs.append(p["out.weight"] @ h)
+        rows.append(torch.stack(outputs))
+    return torch.stack(rows)
+
+
+def rnn(p, x, config, position):
+    """Elman: h_t = tanh(W x_t + R h_{t-1} + b)."""
+
+    def step(u, h, c):
+        (a,), (b,) = gates(p, "rnn", u, h, 1)
+        return torch.tanh(a + b), c
+
+    return recur(p, x, step, p["cell.weight_hh_l0"].shape[1])
+
+
+def gru(p, x, config, position):
+    """Cho et al., the reset gate after the recurrent product."""
+
+    def step(u, h, c):
+        (r, z, n), (r_, z_, n_) = gates(p, "gru", u, h, 3)
+        r, z = 1 / (1 + torch.exp(-r - r_)), 1 / (1 + torch.exp(-z - z_))
+        return (1 - z) * torch.tanh(n + r * n_) + z * h, c
+
+    return recur(p, x, step, p["cell.weight_hh_l0"].shape[1])
+
+
+def lstm(p, x, config, position):
+    """Hochreiter & Schmidhuber with a forget gate."""
+
+    def step(u, h, c):
+        (i, f, g, o), (i_, f_, g_, o_) = gates(p, "lstm", u, h, 4)
+        i, f, o = (1 / (1 + torch.exp(-a - b)) for a, b in ((i, i_), (f, f_), (o, o_)))
+        c = f * c + i * torch.tanh(g + g_)
+        return o * torch.tanh(c), c
+
+    return recur(p, x, step, p["cell.weight_hh_l0"].shape[1])
+
+
+TEMPORAL = {"attention": attention, "window": window, "rnn": rnn, "gru": gru, "lstm": lstm}
