@@ -73,7 +73,8 @@ def test_generate_continues_the_prompt_and_repeats_with_its_seed(
 ) -> None:
     def text(*options: str) -> str:
         done = mixlab("generate", runs / kind, "--prompt", "12 green", "--max-tokens", "40", *options)
-        assert (done.status, done.err) == (0, "")
+        assert done.status == 0
+        assert [line for line in done.err.splitlines() if not line.startswith("note: the model ended")] == []
         return done.out
 
     assert text().startswith("12 green")
@@ -89,6 +90,18 @@ def test_generate_gives_json(mixlab: Command, runs: Path, kind: str) -> None:
     assert result["prompt"] == "\u00e9"
     assert result["tokens"] <= 20
     assert result["prompt"] + result["text"] + "\n" == plain
+
+
+def test_generate_says_when_the_model_ended_the_document(mixlab: Command) -> None:
+    lines = [json.dumps({"text": f"it is {n} o'clock."}) for n in range(200)]
+    Path("clock.jsonl").write_text("\n".join(lines))
+    mixlab("train", "clock.jsonl", "--preset", "ngram", "--out", "clock")
+    greedy = ["generate", "clock", "--prompt", "it is 12", "--temperature", "0"]
+    done = mixlab(*greedy)
+    assert done.out == "it is 12 o'clock.\n"
+    assert done.err == "note: the model ended the document after 9 tokens\n"
+    assert json.loads(mixlab(*greedy, "--json").out)["ended"] is True
+    assert json.loads(mixlab(*greedy, "--json", "--max-tokens", "9").out)["ended"] is False
 
 
 def test_generate_takes_a_checkpoint_folder(mixlab: Command, runs: Path) -> None:

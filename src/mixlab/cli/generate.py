@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Annotated
 
 import typer
@@ -53,13 +55,24 @@ def generate(
         stop={0},
         note=note,
     )
+    drawn: list[int] = []
+    pieces = stream_text(tokenizer, remembered(ids, drawn))
     if as_json:
-        drawn = list(ids)
-        text = "".join(stream_text(tokenizer, drawn))
-        print_json({"prompt": prompt, "text": text, "tokens": len(drawn), "seed": seed})
+        text = "".join(pieces)
+        ended = len(drawn) < max_tokens
+        print_json({"prompt": prompt, "text": text, "tokens": len(drawn), "ended": ended, "seed": seed})
         return
-    sys.stdout.write(prompt)
-    for piece in stream_text(tokenizer, ids):
+    for piece in chain([prompt], pieces):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+    if len(drawn) < max_tokens:
+        sys.stdout.flush()
+        note(f"the model ended the document after {len(drawn)} tokens")
+
+
+def remembered(ids: Iterable[int], drawn: list[int]) -> Iterator[int]:
+    """Pass `ids` on and append each to `drawn`."""
+    for token in ids:
+        drawn.append(token)
+        yield token
