@@ -101,7 +101,7 @@ def test_the_range_shows_every_end():
 def test_readings_are_computed_from_the_numbers():
     models = group(clean(comparison()))
     assert "transformer ends lowest at 2.143" in readings.tokens(models)
-    assert "passes ngram (2.314)" in readings.tokens(models)
+    assert "it passes ngram (2.314) after" in readings.tokens(models)
     assert "every trained model does, transformer needs the least" in readings.seconds(models)
     assert "transformer does the most work per token, 2.47M FLOPs, 57%" in readings.component_flops(models)
     assert "window spends 62%" in readings.component_parameters(models)

@@ -102,7 +102,7 @@ def y_range(curves: list[Curve], levels: list[float]) -> list[float]:
     lowest = min([min(curve.y) for curve in curves] + levels)
     ends = [curve.y[-1] for curve in curves] + levels
     tenth = [curve.y[max(1, len(curve.y) // 10) if len(curve.y) > 2 else 0] for curve in curves]
-    span = max(max(ends) - lowest, 0.02)
+    span = max(max(ends) - lowest, 0.15 * (max(tenth) - lowest), 0.02)
     top = max(max(ends), min(max(tenth), max(ends) + 1.5 * span + 0.2))
     pad = 0.06 * max(top - lowest, 0.02)
     return [lowest - pad, top + pad]
@@ -142,8 +142,9 @@ def labels(ends: list[tuple[ModelView, float]], span: list[float]) -> list[dict[
 
 def _short(name: str, most: int = 13) -> str:
     """A model's name as Plotly text: cut to the margin's width, and harmless as markup."""
-    cut = name if len(name) <= most else name[: most - 1] + "…"
-    return plain(cut)
+    if len(name) > most:  # cut in the middle: long names often differ at their ends
+        name = f"{name[: most // 2]}…{name[most // 2 + 1 - most :]}"
+    return plain(name)
 
 
 def plain(text: str) -> str:

@@ -22,11 +22,12 @@ def tokens(models: list[ModelView]) -> str:
     if not scored:
         return "No model was evaluated while it trained, so only the training loss is drawn."
     best, curve = min(scored, key=lambda pair: pair[1].y[-1])
-    words = f"{best.name} ends lowest at {bits(curve.y[-1])} bits per byte"
+    lowest = "lowest " if len(scored) > 1 else ""
+    words = f"{best.name} ends {lowest}at {bits(curve.y[-1])} bits per byte"
     words += _leads(best, curve, scored)
     references = [model for model in models if model.is_reference]
     if references and references[0].bits is not None:
-        words += _passes(scored, references[0])
+        words += _passes(best, scored, references[0])
     quarter = [y for x, y in zip(curve.x, curve.y, strict=True) if x >= 0.75 * curve.x[-1]]
     if len(quarter) > 1:
         fell = quarter[0] - quarter[-1]
@@ -54,15 +55,17 @@ def _leads(best: ModelView, curve: Curve, scored: Scored) -> str:
     return f", and led from {count(start)} tokens on"
 
 
-def _passes(scored: Scored, reference: ModelView) -> str:
+def _passes(best: ModelView, scored: Scored, reference: ModelView) -> str:
     """How many models end below the counted model, and which was first."""
     level = reference.bits or 0.0
     crossings = [(x, model.name) for model, curve in scored if (x := reach(curve, level)) is not None]
     if not crossings:
         return f"; no trained model gets below {reference.name} ({bits(level)})"
     x, first = min(crossings)
-    passed = "the only one to do so" if len(crossings) == 1 else f"the first of {len(crossings)} to do so"
-    return f"; {first} passes {reference.name} ({bits(level)}) after {count(x)} tokens, {passed}"
+    passed = f", the first of {len(crossings)} to do so" if len(crossings) > 1 else ""
+    passed = ", alone" if len(crossings) == 1 < len(scored) else passed
+    first = "it" if first == best.name else first
+    return f"; {first} passes {reference.name} ({bits(level)}) after {count(x)} tokens{passed}"
 
 
 def against(models: list[ModelView], key: str, unit: Callable[[float], str]) -> str:

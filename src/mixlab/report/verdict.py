@@ -108,7 +108,8 @@ def _result(ranked: list[ModelView], models: list[ModelView]) -> str:
     if gap.half is None:
         return (
             f"At this budget {best.name} has the lowest loss, {bits(best.bits)} bits per byte: {margin}. "
-            "One seed each: the noise between runs was not measured, so a small difference may be chance."
+            f"{_unmeasured(best, second)}: the noise between runs was not measured, so a small difference "
+            "may be chance."
         )
     interval = (
         f"95% interval {bits(gap.value - gap.half)} to {bits(gap.value + gap.half)} over {gap.seeds} seeds"
@@ -133,6 +134,12 @@ def _tied(ranked: list[ModelView]) -> list[str]:
     return names
 
 
+def _unmeasured(best: ModelView, second: ModelView) -> str:
+    trained = [model for model in (best, second) if not model.is_reference]
+    single = [model.name for model in trained if len(model.values("bits_per_byte")) < 2]
+    return "One seed each" if len(single) == len(trained) else f"{listed(single)} ran with one seed only"
+
+
 def _alone(best: ModelView) -> str:
     half = half_width(best.values("bits_per_byte"))
     words = f"{best.name} reaches {bits(best.bits)} bits per byte"
@@ -140,4 +147,5 @@ def _alone(best: ModelView) -> str:
     tokens, seconds = best.mean("tokens"), best.mean("seconds")
     words += f" after {count(tokens)} tokens" if tokens else ""
     words += f" in {duration(seconds)}" if seconds else ""
-    return words + "."
+    running = any(result.get("status") == "running" for result in best.done)
+    return words + (", and is still training." if running else ".")
