@@ -18,7 +18,7 @@ import typer
 from mixlab.cli.options import Imports
 from mixlab.errors import RunFailed, UserError
 
-VERBS = ("train", "generate", "evaluate", "report", "doctor", "parts")
+VERBS = ("compare", "train", "generate", "evaluate", "report", "doctor", "parts")
 """In the order `mixlab --help` lists them. The verb `x` is the function `x` of `mixlab.cli.x`."""
 
 WRONG_PLACE = {

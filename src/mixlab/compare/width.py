@@ -54,7 +54,7 @@ def parameter_count(config: ModelConfig) -> int:
 def solve(
     config: ModelConfig, params: int, *, name: str = "the model", count: Count = parameter_count
 ) -> ModelConfig:
-    """`config` with the width (and, if need be, the mixers' hidden width) that has `params` parameters, to 2%.
+    """`config` with the width (if need be, the mixers' hidden width too) that has `params` parameters, to 2%.
 
     Everything else stays. Raises UserError, naming the smallest budget that works, if `params` is too few,
     and if parts or a number of heads leave no width that fits.
@@ -182,7 +182,7 @@ class _Search:
 
 
 def _stretched(config: ModelConfig, stretch: float) -> ModelConfig:
-    """The config with `ratio` of each feature mixer times `stretch`, or of each temporal one if none has it."""
+    """The config with each feature mixer's `ratio`, or else each temporal one's, times `stretch`."""
     for kind in reversed(PER_BLOCK):
         pattern = config.pattern(kind)
         if any(_has_ratio(choice) for choice in pattern):

@@ -1,0 +1,138 @@
+"""`mixlab compare`: several models at one budget on one text, as a table and a report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixlab.cli.options import Imports, Json, Overrides, Text, count
+from mixlab.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from mixlab.compare.request import Request
+
+INTERRUPTED = 130
+"""The exit status of a program that SIGINT ended."""
+
+
+def compare(
+    text: Text = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Presets and .toml files, with commas between; or 'all'. Default: ngram,window,rnn,gru,"
+            "lstm,transformer.",
+            metavar="A,B,...",
+        ),
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="Parameters of each neural model.", metavar="params=N")
+    ] = "params=1M",
+    steps: Annotated[str | None, typer.Option(help="Train each for this many steps ...", metavar="N")] = None,
+    tokens: Annotated[str | None, typer.Option(help="... or tokens, such as 2M ...", metavar="N")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="... or as many tokens as let all finish in M minutes.", metavar="M")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each neural model.", metavar="K")] = 1,
+    context: Annotated[int, typer.Option(help="Tokens of context.", metavar="N")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Rows of that length a step.", metavar="N")] = 16,
+    tokenizer: Annotated[str, typer.Option(help="byte, char or bpe.", metavar="KIND")] = "byte",
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The comparison's folder.", metavar="DIR")] = Path("comparison"),
+    report: Annotated[
+        Path | None, typer.Option(help="Where the report goes; by default into DIR.", metavar="FILE.html")
+    ] = None,
+    imports: Imports = None,
+    as_json: Json = False,
+) -> None:
+    """Train several models at one budget on one text, and compare them.
+
+    The same number of parameters, the same tokens in the same order, the same measurements. The same command
+    goes on where an interrupted one stopped.
+
+    mixlab compare my.txt --models ngram,gru,transformer --tokens 2M
+    """
+    horizon = {
+        "steps": None if steps is None else count(steps, "--steps"),
+        "tokens": None if tokens is None else count(tokens, "--tokens"),
+        "minutes": minutes,
+    }
+    request = _request(
+        text, tokenizer, overrides or (), models, params=parameters(budget), seeds=seeds, context=context,
+        batch_size=batch_size, imports=tuple(imports or ()), **horizon,
+    )  # fmt: skip
+    path = report or out / "report.html"
+    check_report(path)
+    comparison = _work(request, out)
+    _finish(comparison, path, as_json=as_json)
+
+
+def parameters(budget: str) -> int:
+    """The number in "params=1M" or "1M"; UserError for anything else."""
+    key, equals, value = budget.partition("=")
+    if not equals:
+        key, value = "params", budget
+    if key.strip() != "params":
+        raise UserError(f"--budget: '{key.strip()}' is no budget: write params=1M, or just 1M")
+    return count(value, "--budget")
+
+
+def check_report(path: Path) -> None:
+    """UserError, before anything is trained, if the report cannot be written there."""
+    if path.is_dir():
+        raise UserError(f"--report {path} is a folder: name a file, such as {path / 'report.html'}")
+
+
+def _request(
+    text: Sequence[str] | None,
+    tokenizer: str,
+    overrides: Sequence[str],
+    models: str | None,
+    **budget: Any,
+) -> Request:
+    """The request; `--set data.key=value` goes to the text, the rest to every model."""
+    from mixlab.compare.request import DEFAULT_MODELS, Request
+    from mixlab.config import apply_overrides, parse
+    from mixlab.data.config import DataConfig
+
+    of_data = [override for override in overrides if override.strip().startswith("data.")]
+    tables = {"data": {"tokenizer": tokenizer} | ({"sources": list(text)} if text else {})}
+    data = parse(DataConfig, apply_overrides(tables, of_data)["data"], where="data")
+    names = DEFAULT_MODELS if models is None else tuple(filter(None, map(str.strip, models.split(","))))
+    rest = tuple(override for override in overrides if override not in of_data)
+    return Request(models=names, data=data, overrides=rest, **budget).validate()
+
+
+def _work(request: Request, out: Path) -> dict[str, Any]:
+    from mixlab.cli.comparison import ComparisonProgress
+    from mixlab.cli.console import note
+    from mixlab.compare.runner import Stopped
+    from mixlab.compare.runner import compare as work
+
+    command = shlex.join(["mixlab", *sys.argv[1:]])
+    try:
+        with ComparisonProgress() as progress:
+            return work(request, out, command=command, progress=progress)
+    except Stopped as stop:
+        note(str(stop))
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _finish(comparison: Mapping[str, Any], path: Path, *, as_json: bool) -> None:
+    """Table or JSON to stdout, the report to its file; RunFailed, after all that, if a model failed."""
+    from mixlab.cli.comparison import print_comparison
+    from mixlab.cli.console import note, print_json
+    from mixlab.report import write_report
+
+    print_json(comparison) if as_json else print_comparison(comparison)
+    note(f"the report is {write_report(comparison, path)}")
+    failed = [r for r in comparison["results"] if r["status"] == "failed"]
+    if failed:
+        names = ", ".join(dict.fromkeys(str(result["model"]) for result in failed))
+        total = len(comparison["results"])
+        raise RunFailed(f"{len(failed)} of {total} runs failed ({names}); the same command tries them again")

@@ -1,0 +1,155 @@
+"""How a comparison is shown in the terminal: its progress on stderr, its table on stdout."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO
+
+from mixlab.cli.console import Progress, short
+from mixlab.cli.console import table as aligned
+from mixlab.report.units import duration, size
+from mixlab.report.verdict import half_width
+
+COUNTED_SHARE = 0.3
+"""What an n-gram takes of a neural run's time, about; it only weighs the progress bar."""
+
+
+class ComparisonProgress(Progress):
+    """One bar for the whole comparison: each run is a share of it, its steps move it.
+
+    A context manager, and the callable that `mixlab.compare.compare` takes as `progress`.
+    """
+
+    def __init__(self, *, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__("comparing", self.overall, stream=stream, now=now)
+        self.weights: dict[int, float] = {}
+        self.behind = 0.0
+        self.steps = 1
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """Take a note, the start or end of a run, or a line of its record."""
+        kind = line.get("kind")
+        if kind == "plan":
+            self.weights = dict(enumerate((COUNTED_SHARE if c else 1.0 for c in line["counted"]), 1))
+            self.steps = line["steps"]
+        elif kind == "note":
+            self.say(f"note: {line['message']}")
+        elif kind == "run":
+            self.run(line)
+        else:
+            super().__call__(line)
+
+    def run(self, line: Mapping[str, Any]) -> None:
+        """A run begins or is over."""
+        name = f"{line['model']}" + (f" seed {line['seed']}" if line["seed"] else "")
+        self.label = f"{line['index']}/{line['runs']} {name}"
+        status = line["status"]
+        if status in ("begun", "resumed"):
+            self.shown.clear()
+            self.last_shown = self.now()
+            self.say(f"{self.label}: {'goes on' if status == 'resumed' else 'starts'}")
+        else:
+            self.behind = sum(weight for index, weight in self.weights.items() if index <= line["index"])
+            reason = f": {line['reason']}" if line.get("reason") else ""
+            self.say(f"{self.label}: {'finished before' if status == 'kept' else status}{reason}")
+            if status == "kept":
+                self.began = None  # what an earlier command did says nothing of the pace of this one
+        if self.live is not None:
+            self.live.update(0, description=self.label, completed=self.overall({}), facts="")
+
+    def overall(self, line: Mapping[str, Any]) -> float:
+        """How much of the whole is done, by a line of the current run."""
+        total = sum(self.weights.values()) or 1.0
+        current = min(1.0, float(line.get("step", 0)) / self.steps)
+        return min(1.0, (self.behind + current) / total)
+
+    def say(self, sentence: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        if self.live is not None:
+            self.live.console.print(sentence, markup=False, highlight=False)
+        else:
+            print(sentence, file=self.stream, flush=True)
+
+    def _facts(self) -> str:
+        """As for one run; the time left is the whole comparison's."""
+        facts = super()._facts()
+        return f"{facts} for all" if facts.endswith(" left") else facts
+
+
+COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("parameters", "params", short),
+    ("bits_per_byte", "bits/byte", lambda value: f"{value:.3f}"),
+    ("tokens_per_second", "tokens/s", short),
+    ("seconds", "time", duration),
+    ("flops_per_token", "FLOPs/token", short),
+    ("decode_ms_per_token", "ms/token", lambda value: f"{value:.2f}"),
+    ("state_bytes", "state", size),
+    ("peak_memory_bytes", "memory", size),
+)
+"""A result's key, the column's head, and how a value is written."""
+
+
+def rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row of cells for each model, the best first: means over its seeds, "failed" for one that has none."""
+    found = []
+    for name in dict.fromkeys(str(result["model"]) for result in results):
+        done = [r for r in results if r["model"] == name and r["status"] == "done"]
+        cells = [name]
+        for key, _, show in COLUMNS:
+            values = [float(r[key]) for r in done if r.get(key) is not None]
+            cell = show(sum(values) / len(values)) if values else "-"
+            half = half_width(values) if key == "bits_per_byte" else None
+            cells.append(cell if half is None else f"{cell} ±{half:.3f}")
+        if not done:
+            cells[2] = "failed"
+        scores = [float(r["bits_per_byte"]) for r in done if r["bits_per_byte"] is not None]
+        found.append((sum(scores) / len(scores) if scores else float("inf"), cells))
+    return [cells for _, cells in sorted(found, key=lambda pair: pair[0])]
+
+
+def print_comparison(comparison: Mapping[str, Any]) -> None:
+    """The table to stdout, then why models failed and what the budget left unequal."""
+    results = comparison["results"]
+    head = ["model", *(title for _, title, _ in COLUMNS)]
+    body = rows(results)
+    if sys.stdout.isatty():
+        _rich(head, body)
+    else:
+        print(aligned(head, body))
+    print()
+    for result in results:
+        if result["status"] == "failed":
+            print(f"failed: {result['model']} (seed {result['seed']}): {result['reason']}")
+    for sentence in footnotes(comparison):
+        print(sentence)
+
+
+def footnotes(comparison: Mapping[str, Any]) -> list[str]:
+    """What the table needs said beside it."""
+    budget = comparison["budget"]
+    by_model: dict[str, int] = {}
+    for result in comparison["results"]:
+        by_model[result["model"]] = by_model.get(result["model"], 0) + (result["status"] == "done")
+    seeds = max(by_model.values(), default=0)
+    interval = f"; ± is half of the 95% interval of the mean over {seeds} seeds" if seeds > 1 else ""
+    return [
+        f"bits/byte on the whole validation text, lower is better{interval}; state after {budget['context']} "
+        "tokens; FLOPs of a forward; memory is the whole process's peak, Python and PyTorch included.",
+        *budget["unequal"],
+    ]
+
+
+def _rich(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    for title in head:
+        table.add_column(Text(title), justify="left" if title == "model" else "right", no_wrap=True)
+    for cells in body:
+        table.add_row(*map(Text, cells))
+    Console().print(table)

@@ -1,0 +1,178 @@
+"""What a budget left unequal, computed from the results: sentences for the table and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+WORTH_SAYING = 1.1
+"""Ratios below this are not worth a sentence: repeated timings differ as much."""
+
+Result = Mapping[str, Any]
+
+
+def unequal(results: Sequence[Result], budget: Mapping[str, Any], corpus: Mapping[str, Any]) -> list[str]:
+    """Sentences, each with its numbers, on what differs between the finished models beside their parts."""
+    done = [result for result in results if result.get("status") == "done"]
+    neural = [result for result in done if result["config"].get("model")]
+    counted = [result for result in done if result["config"].get("ngram")]
+    found = [
+        _parameters(neural, budget),
+        _spread(neural, _flops, "Compute: a training token costs", compact, " FLOPs"),
+        _spread(neural, _seconds, "Time: training took", _duration, ""),
+        _counted(counted, neural, budget, corpus),
+        _state(neural, budget),
+        _spread(neural, _memory, "Memory: the training process peaked at", _size, ""),
+        _rates(neural),
+        _seeds(neural),
+    ]
+    return [sentence for sentence in found if sentence]
+
+
+def _flops(result: Result) -> float:
+    """Of training: a backward costs two forwards."""
+    return 3.0 * float(result["flops_per_token"])
+
+
+def _seconds(result: Result) -> float:
+    return float(result["seconds"])
+
+
+def _memory(result: Result) -> float:
+    return float(result["peak_memory_bytes"])
+
+
+def _mean_by_model(results: Sequence[Result], value: Callable[[Result], float]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for result in results:
+        values.setdefault(result["model"], []).append(value(result))
+    return {model: sum(several) / len(several) for model, several in values.items()}
+
+
+def _spread(
+    results: Sequence[Result],
+    value: Callable[[Result], float],
+    what: str,
+    show: Callable[[float], str],
+    unit: str,
+) -> str:
+    """ "... from 1 (a) to 3 (b), a ratio of 3.0", or nothing where all are about equal."""
+    means = _mean_by_model(results, value)
+    if len(means) < 2:
+        return ""
+    low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    if means[low] <= 0 or means[high] / means[low] < WORTH_SAYING:
+        return ""
+    ratio = means[high] / means[low]
+    least, most = f"{show(means[low])}{unit} ({low})", f"{show(means[high])}{unit} ({high})"
+    return f"{what} from {least} to {most}, a ratio of {ratio:.1f}."
+
+
+def _parameters(neural: Sequence[Result], budget: Mapping[str, Any]) -> str:
+    counts = _mean_by_model(neural, lambda result: float(result["parameters"]))
+    if not counts:
+        return ""
+    off = max(abs(count / budget["params"] - 1) for count in counts.values())
+    low, high = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if len(counts) == 1:
+        return f"Parameters: {counts[low]:,.0f}, {off:.1%} from the budget."
+    extremes = f"{counts[low]:,.0f} ({low}) to {counts[high]:,.0f} ({high})"
+    return f"Parameters: {extremes}, at most {off:.1%} from the budget."
+
+
+def _counted(
+    counted: Sequence[Result], neural: Sequence[Result], budget: Mapping[str, Any], corpus: Mapping[str, Any]
+) -> str:
+    if not counted:
+        return ""
+    one = counted[0]
+    times = (
+        f", {one['parameters'] / budget['params']:.1f} times the budget, which does not bind it"
+        if neural
+        else ""
+    )
+    sentence = f"Counting: {one['model']} stores {compact(one['parameters'])} numbers{times}"
+    if not neural or not corpus.get("train_tokens"):
+        return f"{sentence}."
+    share = budget["tokens"] / corpus["train_tokens"]
+    others = f"{share:.0%} of that" if share < 1 else f"{share:.1f} times as many"
+    return (
+        f"{sentence}, and it read the whole training text once ({compact(corpus['train_tokens'])} tokens); "
+        f"the others were trained on {compact(budget['tokens'])}, {others}."
+    )
+
+
+def _state(neural: Sequence[Result], budget: Mapping[str, Any]) -> str:
+    growth = _mean_by_model(neural, lambda result: float(result.get("state_bytes_per_token") or 0))
+    growing = {model: rate for model, rate in growth.items() if rate > 0}
+    constant = [model for model in growth if model not in growing]
+    if not growing:
+        return ""
+    sizes = _mean_by_model(neural, lambda result: float(result["state_bytes"]))
+    parts = [
+        f"{model}'s is {_size(sizes[model])} at {budget['context']} tokens and grows by {_size(rate)} a token"
+        for model, rate in growing.items()
+    ]
+    verb = "keeps" if len(constant) == 1 else "keep"
+    rest = (
+        f"; {_listed(constant)} {verb} the same {_range(sizes, constant)} at any length" if constant else ""
+    )
+    return f"Decoding state: {'; '.join(parts)}{rest}."
+
+
+def _range(sizes: Mapping[str, float], models: Sequence[str]) -> str:
+    low, high = min(sizes[m] for m in models), max(sizes[m] for m in models)
+    return _size(low) if low == high else f"{_size(low)} to {_size(high)}"
+
+
+def _rates(neural: Sequence[Result]) -> str:
+    """Whose learning rate was chosen how: tuning is a budget too."""
+    rates: dict[tuple[str, float], list[str]] = {}
+    for result in neural:
+        optimizer = result["config"].get("train", {}).get("optimizer", {})
+        rate = (str(optimizer.get("kind")), float(optimizer.get("lr", 0)))
+        if result["model"] not in rates.setdefault(rate, []):
+            rates[rate].append(result["model"])
+    if not rates:
+        return ""
+    if len(rates) == 1:
+        (kind, lr), models = next(iter(rates.items()))
+        who = "all models" if len(models) > 1 else models[0]
+        return f"Learning rate: {kind} at {lr:g} for {who}; it was not tuned on this text."
+    parts = [f"{kind} at {lr:g} ({_listed(models)})" for (kind, lr), models in rates.items()]
+    return f"Learning rates are the presets', not tuned on this text: {', '.join(parts)}."
+
+
+def _seeds(neural: Sequence[Result]) -> str:
+    seeds: dict[str, set[int]] = {}
+    for result in neural:
+        seeds.setdefault(result["model"], set()).add(result["seed"])
+    if len(seeds) > 1 and min(map(len, seeds.values())) < 2:
+        return (
+            "Chance: one seed each, so the noise between runs is unknown and small differences may be noise."
+        )
+    return ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def compact(value: float) -> str:
+    """Three significant digits and a suffix: 1.07M, 912k."""
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}" if value / size < 999.5 else f"{value / size:.0f}{suffix}"
+    return f"{value:.3g}"
+
+
+def _size(value: float) -> str:
+    """Bytes in powers of 1024."""
+    for size, suffix in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if value >= size:
+            return f"{value / size:.1f} {suffix}"
+    return f"{value:.0f} bytes"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

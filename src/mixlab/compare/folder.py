@@ -1,0 +1,141 @@
+"""A comparison's folder: what is where, whose comparison it is, which results are finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixlab.compare.plan import Entry, Plan
+from mixlab.compare.worker import RESULT
+from mixlab.config import to_mapping
+from mixlab.errors import UserError
+from mixlab.train.files import disk_errors, write_text
+from mixlab.train.folder import differing
+from mixlab.train.metrics import strict
+
+FORMAT = "mixlab-comparison-1"
+SHOWN = 5
+"""Differing keys that a message names."""
+
+
+@dataclass(frozen=True)
+class ComparisonFolder:
+    """The paths of one comparison."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """What was begun here."""
+        return self.path / "plan.json"
+
+    @property
+    def comparison(self) -> Path:
+        """The results so far."""
+        return self.path / "comparison.json"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    def run(self, entry: Entry) -> Path:
+        """The folder of one run."""
+        return self.path / "runs" / entry.label
+
+    def log(self, entry: Entry) -> Path:
+        """What one run's process said on stderr."""
+        return self.path / "runs" / f"{entry.label}.log"
+
+    def check_usable(self) -> None:
+        """UserError for a file, or a folder that holds something else under the names a comparison writes."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: the output of a comparison is a folder")
+        if self.plan.exists():
+            return
+        names = ("runs", "config.toml", "metrics.jsonl", "checkpoints", "comparison.json", "report.html")
+        taken = next((name for name in names if (self.path / name).exists()), None)
+        if taken is not None:
+            raise UserError(f"{self.path} already holds something else ({taken}): choose another --out")
+
+    def saved_plan(self) -> dict[str, Any] | None:
+        """The plan that was begun here; None if there is none, UserError if it is damaged."""
+        if not self.plan.exists():
+            return None
+        try:
+            saved = json.loads(self.plan.read_text(encoding="utf-8"))
+            if saved["format"] != FORMAT or not isinstance(saved["runs"], dict):
+                raise ValueError(saved["format"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{self.plan} is damaged or of another version: choose another --out, or remove {self.path}"
+            ) from None
+        return dict(saved)
+
+    def begin(self, plan: Plan, corpus: Mapping[str, Any]) -> None:
+        """Claim the folder for `plan`, or check that it is this comparison's already.
+
+        Models and seeds may have been added since; anything else makes it another comparison: UserError.
+        """
+        new = {"format": FORMAT, **_plain(plan.to_dict()), "corpus": corpus_marks(corpus)}
+        saved = self.saved_plan()
+        if saved is not None:
+            runs = {label: config for label, config in new["runs"].items() if label in saved["runs"]}
+            settings = {key: value for key, value in new.items() if key != "runs"}
+            begun = {key: value for key, value in saved.items() if key != "runs"}
+            keys = differing(begun, settings) or differing(saved["runs"], runs, "runs")
+            if keys:
+                more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+                raise UserError(
+                    f"{self.path} holds another comparison; these differ: {', '.join(keys[:SHOWN])}{more} "
+                    f"(choose another --out, or remove {self.path})"
+                )
+        with disk_errors(f"to {self.path}", failure=UserError):
+            (self.path / "runs").mkdir(parents=True, exist_ok=True)
+            write_text(self.plan, json.dumps(new, indent=1) + "\n")
+
+    def result(self, entry: Entry) -> dict[str, Any] | None:
+        """The finished result of a run, if it has one and its config is the entry's."""
+        try:
+            result = json.loads((self.run(entry) / RESULT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        same = isinstance(result, dict) and result.get("config") == _plain(to_mapping(entry.config))
+        return result if same else None
+
+    def prepare_run(self, entry: Entry) -> bool:
+        """Whether the run was begun and can be resumed; what a process killed earlier left goes."""
+        run = self.run(entry)
+        begun = (run / "config.toml").is_file()
+        if not begun and run.exists():
+            shutil.rmtree(run)
+        return begun
+
+    def write(self, comparison: Mapping[str, Any]) -> None:
+        """Replace comparison.json."""
+        with disk_errors(f"to {self.path}"):
+            text = json.dumps(strict(dict(comparison)), allow_nan=False, ensure_ascii=False)
+            write_text(self.comparison, text.encode("utf-8", "replace").decode() + "\n")
+
+    def spool(self, sources: Sequence[str], stdin: bytes) -> tuple[str, ...]:
+        """The sources with '-' replaced by a file here that holds `stdin`: each run reads it again."""
+        path = self.path / "text" / f"stdin-{hashlib.sha256(stdin).hexdigest()[:12]}.txt"
+        with disk_errors(f"to {self.path}", failure=UserError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(stdin)
+        return tuple(str(path) if source == "-" else source for source in sources)
+
+
+def corpus_marks(corpus: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells one prepared text from another."""
+    return {key: corpus.get(key) for key in ("sha256", "train_tokens", "valid_tokens")}
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,167 @@
+"""What is measured on a trained run, neural or counted: one result of comparison.json."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixlab.config import to_mapping
+from mixlab.data import TokenFile, prepare
+from mixlab.data.tokenizer import Tokenizer
+from mixlab.decode import generate, stream_text
+from mixlab.model.scorer import Scorer
+from mixlab.train import machine
+from mixlab.train.evaluate import evaluate
+from mixlab.train.metrics import Line, read_metrics
+from mixlab.train.run import Run, open_run
+
+CURVE_POINTS = 500
+"""Most points of a loss curve: more than a screen has pixels for."""
+
+DECODED = 64
+"""Tokens whose decoding is timed: the last before the context is full, where a state is at its largest."""
+
+WARM_UP = 8
+"""Of those, the first ones, which allocate and fill caches, are not counted."""
+
+SAMPLE_TOKENS = 400
+TEMPERATURE = 0.8
+"""Of the sample: a little below 1, where text of an undertrained model is at its most readable."""
+
+
+def result(
+    run: Path, summary: Line, *, context: int, prompt: str, decode_from: Sequence[int], peak_memory: int
+) -> dict[str, Any]:
+    """The result of a finished run: scores from its record, the rest measured on its best checkpoint.
+
+    summary: the record's last line. prompt: the sample's beginning. decode_from: tokens of real text, about
+    `context` of them, to decode after. peak_memory: bytes, of the training process.
+    """
+    opened = open_run(run)
+    scorer = opened.load()
+    best = _best_evaluation(opened, scorer, context)
+    return {
+        "model": opened.config.name,
+        "seed": opened.config.train.seed,
+        "status": "done",
+        "reason": "",
+        "parameters": sum(scorer.parameters_by_component().values()),
+        "bits_per_byte": best["bits_per_byte"],
+        "tokens": summary["tokens"],
+        "tokens_per_second": summary["tokens_per_second"],
+        "seconds": summary["seconds"],
+        "dtype": summary["dtype"],
+        "flops_per_token": scorer.flops(context) // context,
+        "decode_ms_per_token": decode_milliseconds(scorer, decode_from, context),
+        "state_bytes": scorer.state_bytes(context, torch.float32),
+        "state_bytes_per_token": state_growth(scorer, context),
+        "peak_memory_bytes": peak_memory,
+        "components": components(scorer, context),
+        "curve": curve(read_metrics(opened.path / "metrics.jsonl", "step")),
+        "evals": [_only(line, "bits_per_byte") for line in _evaluations(opened)],
+        "loss_by_position": best["loss_by_position"],
+        "sample": sample(scorer, opened.tokenizer, prompt, seed=opened.config.train.seed),
+        "config": to_mapping(opened.config),
+    }
+
+
+def _evaluations(run: Run) -> list[Line]:
+    return read_metrics(run.path / "metrics.jsonl", "eval")
+
+
+def _best_evaluation(run: Run, scorer: Scorer, context: int) -> Line:
+    """The evaluation of the checkpoint that was opened; made anew where it had windows of another length."""
+    if run.context != context:
+        valid = prepare(run.config.data, tokenizer=run.tokenizer).valid
+        return evaluate(scorer, valid, context=context, dtype="float32").line()
+    lines = _evaluations(run)
+    return next((line for line in lines if line["step"] == run.step), lines[-1])
+
+
+def _only(line: Mapping[str, Any], key: str) -> Line:
+    return {name: line[name] for name in ("step", "tokens", "seconds", "flops", key)}
+
+
+def curve(steps: Sequence[Line]) -> list[Line]:
+    """The training loss over the steps; of a long run, means over stretches of equal length."""
+    size = -(-len(steps) // CURVE_POINTS) or 1
+    points = []
+    for start in range(0, len(steps), size):
+        stretch = steps[start : start + size]
+        losses = [line["loss"] for line in stretch if line["loss"] is not None]
+        loss = sum(losses) / len(losses) if losses else None
+        points.append(_only(stretch[-1] | {"loss": loss}, "loss"))
+    return points
+
+
+def components(scorer: Scorer, context: int) -> dict[str, dict[str, int]]:
+    """Parameters, and forward FLOPs a token at `context` tokens, by component."""
+    flops = scorer.flops_by_component(context)
+    parameters = scorer.parameters_by_component()
+    return {name: {"parameters": parameters[name], "flops": flops[name] // context} for name in parameters}
+
+
+def state_growth(scorer: Scorer, context: int) -> float:
+    """Bytes that each token beyond `context` adds to the decoding state."""
+    sizes = [scorer.state_bytes(T, torch.float32) for T in (context, 2 * context)]
+    return (sizes[1] - sizes[0]) / context
+
+
+def decode_milliseconds(scorer: Scorer, tokens: Sequence[int], context: int) -> float:
+    """Median time of one generated token at batch 1, ms, with the context nearly full: model and sampling."""
+    timed = min(DECODED, max(1, context // 2))
+    prompt = list(tokens[: max(1, context - timed)])
+    times = []
+    started = time.perf_counter()
+    for _ in generate(scorer, prompt, max_tokens=timed, seed=0):
+        now = time.perf_counter()
+        times.append(now - started)
+        started = now
+    kept = times[WARM_UP:] or times
+    return 1000 * statistics.median(kept)
+
+
+def sample(scorer: Scorer, tokenizer: Tokenizer, prompt: str, *, seed: int) -> dict[str, Any]:
+    """What the model goes on with after `prompt`."""
+    tokens = [int(token) for token in tokenizer.encode(prompt)] or [0]
+    ids = generate(scorer, tokens, max_tokens=SAMPLE_TOKENS, temperature=TEMPERATURE, seed=seed)
+    text = "".join(stream_text(tokenizer, ids))
+    return {"prompt": prompt, "text": text, "temperature": TEMPERATURE, "seed": seed}
+
+
+def prompt_of(file: TokenFile, tokenizer: Tokenizer, characters: int = 160) -> str:
+    """Whole lines from the middle of a text, about so many characters, of one document: to sample after."""
+    middle = max(1, len(file) // 2)
+    piece = [int(token) for token in file.tokens[middle : middle + 8 * characters]]
+    ends = [-1, *(i for i, token in enumerate(piece) if token == 0), len(piece)]
+    start, end = max(itertools.pairwise(ends), key=lambda pair: pair[1] - pair[0])
+    text = tokenizer.decode(piece[start + 1 : end])
+    cut, newline, whole = text.partition("\n")
+    lines = whole if start < 0 and newline else text  # the piece began inside a line
+    kept = ""
+    for line in (lines or cut).splitlines(keepends=True):
+        if kept and len(kept) + len(line) > characters:
+            break
+        kept += line
+    return kept[:characters].strip("\ufffd")
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held since it began: interpreter, PyTorch, model and batches.
+
+    On Linux from the process's own high-water mark: getrusage's is inherited from the parent over an exec.
+    """
+    if not torch.cuda.is_available():
+        try:
+            for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+                if line.startswith("VmHWM:"):
+                    return 1024 * int(line.split()[1])
+        except OSError:
+            pass
+    return machine.peak_memory_bytes(machine.default_device())

@@ -1,0 +1,155 @@
+"""From a request to runs: each model's resolved config, equal in all that the budget covers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mixlab.compare.request import Request
+from mixlab.compare.width import solve
+from mixlab.config import apply_overrides, load_run_config, read_preset, to_mapping
+from mixlab.errors import UserError
+from mixlab.train.config import RunConfig
+
+EVALUATIONS = 3
+"""On the whole validation text: enough for a curve; each costs a third of the same tokens' training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One run of one model. `problem`: why it cannot be made, where its own part is broken."""
+
+    name: str
+    seed: int
+    config: RunConfig
+    problem: str = ""
+
+    @property
+    def label(self) -> str:
+        """The run's folder name."""
+        return f"{self.name}-seed{self.seed}"
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is an n-gram: no steps, no seeds."""
+        return self.config.model is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that is to be run, in order, and what all of it shares."""
+
+    request: Request
+    steps: int
+    entries: tuple[Entry, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that each neural model is trained on."""
+        return self.steps * self.request.step_tokens
+
+    def budget(self) -> dict[str, Any]:
+        """The budget as comparison.json holds it; `minutes` only where it was asked for."""
+        request = self.request
+        facts = {
+            "params": request.params,
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "context": request.context,
+            "batch_size": request.batch_size,
+        }
+        return facts if request.minutes is None else facts | {"minutes": request.minutes}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What makes two comparisons the same, JSON-able: the budget, the text, each run's config."""
+        return {
+            "budget": self.budget(),
+            "data": to_mapping(self.request.data),
+            "runs": {entry.label: to_mapping(entry.config) for entry in self.entries},
+        }
+
+
+def make_plan(request: Request, *, vocab_size: int, steps: int) -> Plan:
+    """Every model at the budget's parameters, for `steps` steps; raises UserError for what cannot be met.
+
+    `request` is validated. A part that fails to build with an error of its own becomes an entry's problem:
+    the other models can still be compared.
+    """
+    entries: list[Entry] = []
+    used: set[str] = set()
+    for model in request.models:
+        config = base_config(request, model, used)
+        problem = ""
+        if config.model is not None:
+            config = equal_terms(config, request, vocab_size, steps)
+            config, problem = _at_budget(config, request.params)
+        for seed in range(request.seeds if config.model is not None else 1):
+            run = replace(config, train=replace(config.train, seed=seed))
+            entries.append(Entry(name=config.name, seed=seed, config=run, problem=problem))
+    _check_names(entries)
+    _check_overrides(request.overrides, used)
+    return Plan(request=request, steps=steps, entries=tuple(entries))
+
+
+def base_config(request: Request, model: str, used: set[str] | None = None) -> RunConfig:
+    """The preset with the overrides that concern it, on the request's text.
+
+    An n-gram has no [model], a neural model no [ngram]; overrides of the other's section are not for it.
+    Those that are applied are added to `used`.
+    """
+    tables = dict(read_preset(model))
+    foreign = "model." if "ngram" in tables else "ngram."
+    overrides = [override for override in request.overrides if not override.strip().startswith(foreign)]
+    if used is not None:
+        used.update(overrides)
+    tables["name"] = re.sub(r"[^\w.+-]+", "-", str(tables["name"])).strip("-.") or "model"
+    tables["data"] = to_mapping(request.data)
+    return load_run_config(apply_overrides(tables, overrides))
+
+
+def equal_terms(config: RunConfig, request: Request, vocab_size: int, steps: int) -> RunConfig:
+    """A neural run's config with the budget's context, batch, vocabulary and steps."""
+    assert config.model is not None
+    every = config.train.eval_every
+    if not any(override.startswith("train.eval_every") for override in request.overrides):
+        every = math.ceil(steps / EVALUATIONS)
+    train = replace(
+        config.train,
+        steps=steps,
+        tokens=None,
+        minutes=None,
+        batch_size=request.batch_size,
+        accumulate=min(config.train.accumulate, request.batch_size),
+        eval_every=every,
+    )
+    model = replace(config.model, context=request.context, vocab_size=vocab_size)
+    return replace(config, model=model, train=train).validate()
+
+
+def _at_budget(config: RunConfig, params: int) -> tuple[RunConfig, str]:
+    assert config.model is not None
+    try:
+        return replace(config, model=solve(config.model, params, name=config.name)), ""
+    except UserError:
+        raise
+    except Exception as error:  # a part's own mistake; whatever it is, it concerns this model only
+        return config, f"it cannot be built: {type(error).__name__}: {error}"
+
+
+def _check_names(entries: Sequence[Entry]) -> None:
+    labels = [entry.label for entry in entries]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(
+                f"two models are called '{label.rpartition('-')[0]}': rename one of the .toml files"
+            )
+
+
+def _check_overrides(overrides: Sequence[str], used: set[str]) -> None:
+    for override in overrides:
+        if override not in used:
+            section = override.partition(".")[0].strip()
+            raise UserError(f"--set {override}: none of the models has a [{section}] section")

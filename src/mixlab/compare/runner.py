@@ -1,0 +1,204 @@
+"""Running a comparison: the text once, then each model in its own process, resumable at every point."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mixlab.compare.child import Signals, run_job
+from mixlab.compare.fairness import unequal
+from mixlab.compare.folder import ComparisonFolder
+from mixlab.compare.plan import Entry, Plan, make_plan
+from mixlab.compare.request import Request
+from mixlab.config import to_mapping
+from mixlab.errors import RunFailed
+from mixlab.train.metrics import Line
+
+Progress = Callable[[Line], None]
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A comparison was interrupted; its message says what was saved and how to go on."""
+
+
+def compare(
+    request: Request,
+    out: Path | str,
+    *,
+    command: str = "",
+    stdin: bytes | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compare what `request` names in the folder `out`; returns what comparison.json holds.
+
+    Called again with the same request it goes on where it stopped: finished results are kept, a half-trained
+    model resumes, a failed one is tried again. command: what to record as the way to make this comparison.
+    stdin: the text that the source '-' stands for; read from standard input if absent.
+
+    progress: called with the lines of each run's metrics.jsonl as they are written, and with
+        {"kind": "plan", "steps", "counted"}: what is to come; whether each run is an n-gram's
+        {"kind": "run", "index", "runs", "model", "seed", "counted", "status"}: a run begins ("begun",
+            "resumed") or is over ("kept", "done", "failed" with a "reason")
+        {"kind": "note", "message"}: a sentence for a person.
+
+    Raises UserError for what cannot be done, before anything is trained, and Stopped after SIGINT or SIGTERM.
+    """
+    request = request.validate()
+    folder = ComparisonFolder(Path(out))
+    folder.check_usable()
+    if "-" in request.data.sources:
+        text = sys.stdin.buffer.read() if stdin is None else stdin
+        request = replace(
+            request, data=replace(request.data, sources=folder.spool(request.data.sources, text))
+        )
+    return _Comparison(request, folder, command, progress or (lambda line: None)).run()
+
+
+class _Comparison:
+    """One call of `compare`."""
+
+    def __init__(self, request: Request, folder: ComparisonFolder, command: str, progress: Progress) -> None:
+        from mixlab.data import prepare
+        from mixlab.train import machine
+
+        self.request, self.folder, self.command, self.progress = request, folder, command, progress
+        self.said: set[str] = set()
+        self.dataset = prepare(request.data, context=request.context, notes=self.note)
+        self.environment = machine.environment(machine.measure())
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def note(self, message: str) -> None:
+        """Tell a person something, once."""
+        if message not in self.said:
+            self.said.add(message)
+            self.progress({"kind": "note", "message": message})
+
+    def run(self) -> dict[str, Any]:
+        with Signals() as signals:
+            self.plan = self.make_plan(signals)
+            self.folder.begin(self.plan, self.dataset.facts)
+            counted = [entry.counted for entry in self.plan.entries]
+            self.progress({"kind": "plan", "steps": self.plan.steps, "counted": counted})
+            for index, entry in enumerate(self.plan.entries, 1):
+                self.one(index, entry, signals)
+                comparison = self.assemble()
+                self.folder.write(comparison)
+        return comparison
+
+    def make_plan(self, signals: Signals) -> Plan:
+        """The plan; its steps are known, or were settled when the folder was begun, or are probed now."""
+        vocab_size = self.dataset.tokenizer.vocab_size
+        steps = self.request.fixed_steps()
+        if steps is not None:
+            return make_plan(self.request, vocab_size=vocab_size, steps=steps)
+        budget = (self.folder.saved_plan() or {}).get("budget", {})
+        if budget.get("minutes") == self.request.minutes:
+            return make_plan(self.request, vocab_size=vocab_size, steps=budget["steps"])
+        return self.probed(make_plan(self.request, vocab_size=vocab_size, steps=1), signals)
+
+    def probed(self, plan: Plan, signals: Signals) -> Plan:
+        """The plan with the steps that fit into the minutes, by a few steps of each model."""
+        from mixlab.compare.probe import steps_for
+
+        assert self.request.minutes is not None
+        speeds: dict[str, float] = {}
+        by_model: dict[str, float] = {}
+        self.note(f"measuring each model's speed, to fit {self.request.minutes:g} minutes")
+        for entry in plan.entries:
+            if entry.name not in by_model and not entry.problem:
+                last = self.work(entry, signals, {"kind": "probe"})
+                if last["kind"] == "speed":
+                    by_model[entry.name] = last["tokens_per_second"]
+            if entry.name in by_model:  # one that fails here will fail again, with its reason, when it is run
+                speeds[entry.label] = by_model[entry.name]
+        facts = self.dataset.facts
+        steps = steps_for(
+            self.request.minutes, plan, speeds, train=facts["train_tokens"], valid=facts["valid_tokens"]
+        )
+        plan = make_plan(self.request, vocab_size=self.dataset.tokenizer.vocab_size, steps=steps)
+        self.note(f"each neural model gets {plan.tokens:,} tokens ({steps:,} steps)")
+        return plan
+
+    def one(self, index: int, entry: Entry, signals: Signals) -> None:
+        """Bring one run to its result, whatever state it is in."""
+        facts = {
+            "kind": "run",
+            "index": index,
+            "runs": len(self.plan.entries),
+            "model": entry.name,
+            "seed": entry.seed,
+            "counted": entry.counted,
+        }
+        result = self.folder.result(entry)
+        if result is not None:
+            self.results[entry.label] = result
+            self.progress({**facts, "status": "kept"})
+            return
+        reason = entry.problem
+        if not reason:
+            resume = self.folder.prepare_run(entry)
+            self.progress({**facts, "status": "resumed" if resume else "begun"})
+            last = self.work(entry, signals, {"kind": "run", "resume": resume})
+            reason = last.get("reason", "")
+        result = None if reason else self.folder.result(entry)
+        if result is None:
+            reason = reason or "it left no result"
+            result = {"model": entry.name, "seed": entry.seed, "status": "failed", "reason": reason}
+            result["config"] = to_mapping(entry.config)
+        self.results[entry.label] = result
+        self.progress({**facts, "status": result["status"], "reason": result["reason"]})
+
+    def work(self, entry: Entry, signals: Signals, job: Line) -> Line:
+        """Have a worker do the job; Stopped if a signal came."""
+        from mixlab.compare.measure import prompt_of
+
+        request, valid = self.request, self.dataset.valid
+        job = {
+            **job,
+            "config": to_mapping(entry.config),
+            "imports": list(request.imports),
+            "run": str(self.folder.run(entry)),
+            "context": request.context,
+            "prompt": prompt_of(valid, self.dataset.tokenizer),
+            "decode_from": [int(token) for token in valid.tokens[: request.context]],
+        }
+        log = self.folder.log(entry)
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            last = run_job(job, log=log, signals=signals, progress=self.pass_on)
+        except OSError as error:
+            raise RunFailed(f"cannot run {entry.label}: {error.strerror or error}") from error
+        if signals.requested:
+            raise Stopped(
+                f"interrupted after {len(self.results)} finished runs; {self.folder.path} holds all that was "
+                "done, and the same command goes on from there"
+            )
+        return last
+
+    def pass_on(self, line: Line) -> None:
+        """A worker's line; each worker reads the same text and would say the same of it."""
+        if line.get("kind") == "note":
+            self.note(str(line.get("message")))
+        else:
+            self.progress(line)
+
+    def assemble(self) -> dict[str, Any]:
+        """comparison.json, with the results so far."""
+        results = [self.results[e.label] for e in self.plan.entries if e.label in self.results]
+        sources = ", ".join(self.request.data.sources)
+        return {
+            "title": f"{len(self.request.models)} models on {sources}",
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": self.command,
+            "corpus": self.dataset.facts,
+            "environment": self.environment,
+            "budget": {
+                **self.plan.budget(),
+                "unequal": unequal(results, self.plan.budget(), self.dataset.facts),
+            },
+            "results": results,
+        }
