@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tests.oracles.feature import layernorm, rmsnorm, sinusoid
 
 from mixlab.errors import UserError
 from mixlab.parts.contract import Choice, get
 from mixlab.parts.position import interleaved_to_half
+from tests.oracles.feature import layernorm, rmsnorm, sinusoid
 
 
 def rotary(width, base=10_000.0):
@@ -118,3 +118,22 @@ def test_rope_refuses_an_odd_head_width():
     rope = Choice("rope", get("position", "rope").Config())
     with pytest.raises(UserError, match="head width 5 must be even"):
         attention.build(attention.Config(heads=3), dim=15, position=rope)
+
+
+def test_hand_written_gradients_are_right_to_second_order():
+    """RMSNorm and the rotation have fused backward passes; both must also survive being differentiated."""
+    norm = get("norm", "rmsnorm").build(dim=6).double()
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    inputs = (x, torch.rand(6, dtype=torch.float64, requires_grad=True))
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda v, g: torch.func.functional_call(norm, {"gain": g}, (v,)), inputs)
+        assert check(lambda v: rotary(6)(v.view(1, 3, 1, 6), 5), (x,))
+
+
+def test_norm_and_rotation_are_the_same_with_and_without_gradients():
+    norm, rope = get("norm", "rmsnorm").build(dim=8), rotary(8)
+    x = torch.randn(2, 5, 3, 8)
+    with torch.no_grad():
+        plain = norm(x), rope(x, 3)
+    for a, b in zip((norm(x), rope(x, 3)), plain, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)

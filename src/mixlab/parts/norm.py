@@ -36,6 +36,38 @@ class Norm(Component):
             nn.init.constant_(parameter, 1.0 if name == "gain" else 0.0)
 
 
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm in few passes over memory, which is what a norm costs on a CPU.
+
+    With z = x r, r = 1 / rms(x) and u = dy gain, the gradient is dx = r (u - z mean(u z)). LayerNorm's fused
+    kernel, told that the mean is 0 and the inverse deviation r, gives r (u - mean(u) - z mean(u z)): adding
+    r mean(u) back makes it RMSNorm's, at 0.3 to 0.5 times the cost of the composed operations.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        """x (..., D), gain (D) in x's dtype -> (..., D) in `dtype`."""
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        r = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, gain, r)
+        ctx.eps = eps
+        return (x * r).mul_(gain).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Fused, or in differentiable operations when the gradient itself is to be differentiated."""
+        x, gain, r = ctx.saved_tensors
+        dy, D = grads[0].to(x.dtype), x.shape[-1]
+        if torch.is_grad_enabled():
+            y = F.rms_norm(x, (D,), gain, ctx.eps)
+            return *torch.autograd.grad(y, (x, gain), dy, create_graph=True), None, None
+        dx, dgain, _ = torch.ops.aten.native_layer_norm_backward(
+            dy, x, [D], torch.zeros_like(r), r, gain, None, [True, True, False]
+        )
+        dx.addcmul_(r, (dy @ gain).unsqueeze(-1), value=1 / D)
+        return dx, dgain, None, None
+
+
 @register("norm", "rmsnorm")
 class RMSNorm(Norm):
     """x / rms(x) * gain; no mean is subtracted."""
@@ -58,7 +90,10 @@ class RMSNorm(Norm):
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """Scale each vector to unit root mean square, then by the gain."""
-        return F.rms_norm(x, (self.dim,), self.gain.to(x.dtype), self.config.eps).to(compute_dtype(x))
+        gain, eps, dtype = self.gain.to(x.dtype), self.config.eps, compute_dtype(x)
+        if torch.is_grad_enabled():
+            return _RMSNorm.apply(x, gain, eps, dtype)
+        return F.rms_norm(x, (self.dim,), gain, eps).to(dtype)
 
 
 @register("norm", "layernorm")

@@ -102,11 +102,28 @@ class SinusoidalPosition(Position):
 def _rotary_table(
     dim: int, base: float, length: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of position x frequency, each (length, dim/2); a pure function of its arguments."""
+    """(cos, cos) and (-sin, sin) of position x frequency, each (length, dim); a pure function."""
     with torch.inference_mode(False):  # a table first asked for while decoding may later serve training
         frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
         angle = torch.outer(torch.arange(length, dtype=torch.float64, device=device), frequency)
-        return angle.cos().to(dtype), angle.sin().to(dtype)
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
+
+
+class _Rotate(torch.autograd.Function):
+    """x cos + (x with its halves swapped) (-sin, sin): three passes over memory each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x (B, T, H, K), cos and sin (T, 1, K)."""
+        ctx.save_for_backward(cos, sin)
+        return torch.roll(x, x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """The transpose of a rotation is the rotation back."""
+        cos, sin = ctx.saved_tensors
+        return _Rotate.apply(grads[0], cos, -sin), None, None
 
 
 @register("position", "rope")
@@ -141,9 +158,10 @@ class RotaryPosition(Position):
         length = 1 << max(stop - 1, 255).bit_length()
         dtype = x.dtype if x.dtype in (torch.bfloat16, torch.float16) else state_dtype(x.dtype)
         cos, sin = _rotary_table(self.dim, self.config.base, length, x.device, dtype)
-        cos, sin = cos[start:stop, None], sin[start:stop, None]  # (T, 1, K/2)
-        a, b = x.chunk(2, -1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        cos, sin = cos[start:stop, None], sin[start:stop, None]  # (T, 1, K)
+        if torch.is_grad_enabled():
+            return _Rotate.apply(x, cos, sin)
+        return torch.addcmul(torch.roll(x, self.dim // 2, -1) * sin, x, cos)
 
 
 def interleaved_to_half(weight: Float[Tensor, "HK D"], heads: int) -> Float[Tensor, "HK D"]:

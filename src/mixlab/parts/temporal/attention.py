@@ -26,7 +26,8 @@ class AttentionState(NamedTuple):
 
 def default_heads(dim: int) -> int:
     """The divisor of D nearest to D / 64 (the paper's head width), but to 4 in narrow models, where one or
-    two heads would leave one or two patterns a layer; heads of even width, so that positions can turn them."""
+    two heads would leave one or two patterns a layer. Heads have an even width where D allows, so that
+    positions can turn them."""
     fits = [h for h in range(1, dim + 1) if dim % h == 0 and (dim // h) % 2 == 0]
     return min(fits, key=lambda h: (abs(h - max(4, dim / 64)), h), default=1)
 
