@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mixlab.data import bpe
+from mixlab.data import tokenizer as tokenizer_module
 from mixlab.data.bpe import BPETokenizer
 from mixlab.data.tokenizer import ByteTokenizer, CharTokenizer, load_tokenizer, make_tokenizer
 from mixlab.errors import UserError
@@ -36,6 +37,12 @@ def test_characters_give_back_any_text_of_their_vocabulary(text):
     assert len(ids) == len(text) and CHAR.decode(ids) == text and not CHAR.count_unknown(ids)
 
 
+def test_a_text_longer_than_a_block_of_characters_is_encoded_whole(monkeypatch):
+    whole = CHAR.encode(TEXT[0]).tolist()
+    monkeypatch.setattr(tokenizer_module, "_BLOCK", 7)
+    assert CHAR.encode(TEXT[0]).tolist() == whole and len(whole) == len(TEXT[0])
+
+
 def test_an_unknown_character_is_token_one():
     ids = CHAR.encode("cat中\U0010ffffx")
     assert ids.tolist()[3:5] == [1, 1] and CHAR.count_unknown(ids) == 3  # x is not in the text either
@@ -57,8 +64,7 @@ def test_a_stream_is_the_documents_with_zeros_around(documents):
         stream = [0]
         for document in documents:
             stream += [*tokenizer.encode(document).tolist(), 0]
-        expected = [0, 0] if not documents and tokenizer is not BPE else stream
-        assert tokenizer.encode_documents(documents).tolist() == expected
+        assert tokenizer.encode_documents(documents).tolist() == stream
 
 
 def test_lone_surrogates_become_replacement_characters():
@@ -119,6 +125,14 @@ def test_bpe_merges_what_is_frequent_and_stops_at_the_size_asked_for():
         BPETokenizer.train(TEXT, vocab_size=256)
 
 
+def test_bpe_learns_a_long_text_from_slices_spread_over_it(monkeypatch):
+    documents = [f"{word} " * 100 for word in ("alpha", "beta", "gamma", "delta")]
+    monkeypatch.setattr(bpe, "SAMPLE", sum(map(len, documents)) // 2)
+    tokenizer = BPETokenizer.train(documents, vocab_size=300)
+    lengths = {word: len(tokenizer.encode(f" {word}")) for word in ("alpha", "beta", "gamma", "delta")}
+    assert lengths["alpha"] == lengths["gamma"] == 1 and lengths["beta"] > 1 and lengths["delta"] > 1
+
+
 def test_bpe_trains_to_the_same_merges_in_every_process():
     program = (
         "import sys, json; from mixlab.data.bpe import BPETokenizer;"
@@ -143,6 +157,7 @@ def test_cutting_a_long_document_changes_no_token(text):
     try:
         bpe._SLICE = 3
         assert BPE.encode(text).tolist() == whole
+        assert BPE.encode_documents([text, "", text]).tolist() == [0, *whole, 0, 0, *whole, 0]
     finally:
         bpe._SLICE = kept
 

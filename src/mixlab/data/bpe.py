@@ -23,10 +23,14 @@ _PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}{1,40}| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,
 # space as U+0120), so that no text can ever be merged into it.
 _END_NAME = "<end of document>"
 
-# Long documents are encoded in slices, in parallel and without one giant result. A line feed between two
-# characters that are not white space always ends a piece, so that a cut there changes no token.
-_SLICE = 1 << 18
-_SAFE_CUT = re.compile(r"\S\n(?=\S)")
+# Long documents are encoded in slices, in parallel and without one giant result. No piece goes on from a
+# visible character into white space, so that a cut between the two changes no token.
+_SLICE = 1 << 16
+
+# Merges are learnt from at most this many characters, in slices spread evenly over the training text: the
+# frequent pairs show there as well, and learning takes seconds however long the text.
+SAMPLE = 1 << 24
+_SAFE_CUT = re.compile(r"\S(?=[ \t\r\n])")
 
 
 class BPETokenizer(_Base):
@@ -75,7 +79,7 @@ class BPETokenizer(_Base):
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1, initial_alphabet=sorted(alphabet), show_progress=False, min_frequency=2
         )
-        engine.train_from_iterator(_slices(documents), trainer)
+        engine.train_from_iterator(_sample(documents), trainer)
         content = json.loads(engine.to_str())
         content["decoder"] = {
             "type": "ByteLevel",
@@ -107,35 +111,20 @@ class BPETokenizer(_Base):
 
     def _concatenate(self, documents: Sequence[str], *, ends: bool) -> np.ndarray:
         dtype = token_dtype(self.vocab_size)
-        end = [np.zeros(1, dtype)] if ends else []
-        pieces = list(end)
-        batch: list[str] = []
-        closes: list[bool] = []  # whether the slice is the last of its document
-
-        def flush() -> None:
-            for encoding, closed in zip(self._engine.encode_batch_fast(batch), closes, strict=True):
-                pieces.append(np.array(encoding.ids, dtype=dtype))
-                pieces.extend(end if closed else [])
-            batch.clear()
-            closes.clear()
-
-        size = 0
-        for document in documents:
-            for text in _slices([document]):
-                batch.append(text)
-                closes.append(False)
-                size += len(text)
-            closes[-1] = True
-            if size >= 16 * _SLICE:
-                flush()
-                size = 0
-        flush()
-        return np.concatenate(pieces) if pieces else np.zeros(0, dtype)
+        end = np.zeros(int(ends), dtype)
+        arrays = [end]
+        for batch in _batches(documents):
+            for encoding, (_, last) in zip(
+                self._engine.encode_batch_fast([t for t, _ in batch]), batch, strict=True
+            ):
+                arrays.append(np.array(encoding.ids, dtype=dtype))
+                if last:
+                    arrays.append(end)
+        return np.concatenate(arrays)
 
 
-def _slices(documents: Iterable[str]) -> Iterator[str]:
-    """Each document in one or more slices, cut only where no token can cross; an empty one is one empty
-    slice."""
+def _slices(documents: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """(slice, whether it is the last of its document), cut only where no token can cross."""
     for document in documents:
         text = _utf8(document).decode()
         start = 0
@@ -143,9 +132,29 @@ def _slices(documents: Iterable[str]) -> Iterator[str]:
             cut = _SAFE_CUT.search(text, start + _SLICE)
             if cut is None:
                 break
-            yield text[start : cut.end()]
+            yield text[start : cut.end()], False
             start = cut.end()
-        yield text[start:]
+        yield text[start:], True
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+    """The slices in groups of about 16 * _SLICE characters: the library's results take 100 bytes a token."""
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for text, last in _slices(documents):
+        batch.append((text, last))
+        size += len(text)
+        if size >= 16 * _SLICE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _sample(documents: Sequence[str]) -> Iterator[str]:
+    """Every n-th slice of the documents, for the smallest n that gives about `SAMPLE` characters."""
+    every = max(1, -(-sum(map(len, documents)) // SAMPLE))
+    return (text for n, (text, _) in enumerate(_slices(documents)) if n % every == 0)
 
 
 def _byte_values() -> dict[str, int]:

@@ -71,5 +71,6 @@ def _by_tail(documents: Sequence[str], valid_fraction: float) -> Split:
             f"the text holds only {n} character{'s' * (n != 1)}, too few to keep {valid_fraction:g} of it "
             "aside for validation: give a longer text"
         )
-    whose = "the text" if len(documents) == 1 else "every document (whole ones would leave the sides too uneven)"
+    whose = "every document (whole ones would leave the sides too uneven)"
+    whose = whose if len(documents) > 1 else "the text"
     return Split(train, valid, f"the last {valid_fraction:g} of {whose}, in characters, for validation")

@@ -21,6 +21,9 @@ FILE_NAME = "tokenizer.json"
 END = "\0"
 UNKNOWN = "\ufffd"
 
+# Characters looked up at a time: four bytes each, which for a whole corpus would be its largest copy.
+_BLOCK = 1 << 20
+
 
 class Tokenizer(Protocol):
     """What every tokenizer does. `hash` is the sha256 (hex) of its canonical serialisation."""
@@ -95,7 +98,7 @@ class _Base:
 
     def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
         """The stream `[0, document, 0, ..., 0]`; NUL is token 0 here, so the joined text is the stream."""
-        return self.encode(END + END.join(documents) + END)
+        return self.encode(END.join(["", *documents, ""]) if documents else END)
 
     def count_unknown(self, ids: np.ndarray) -> int:
         """Always 0: bytes write any text."""
@@ -155,7 +158,10 @@ class CharTokenizer(_Base):
 
     def encode(self, text: str) -> np.ndarray:
         """One id a character, by table."""
-        ids: np.ndarray = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
+        ids = np.empty(len(text), dtype=self._ids.dtype)
+        for start in range(0, len(text), _BLOCK):
+            points = _code_points(text[start : start + _BLOCK])
+            ids[start : start + _BLOCK] = self._ids[np.minimum(points, len(self._ids) - 1)]
         return ids
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
