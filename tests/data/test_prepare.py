@@ -119,7 +119,7 @@ def test_another_text_of_equal_name_size_and_date_never_meets_the_old_tokens(tex
     assert data.tokenizer.decode(data.train.tokens)[1:-1] == changed[: int(0.9 * len(changed))]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.sampled_from(["abcdefgh", "abcdefgi", "abcdefghi", "ab\u00e9defgh"]), min_size=2, max_size=4)
 )
