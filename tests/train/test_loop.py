@@ -116,8 +116,13 @@ def test_the_clipped_fraction_counts_the_steps_that_were_clipped(config, tmp_pat
     assert steps_of(tmp_path / "off")[-1]["clipped_fraction"] == 0
 
 
-def test_the_best_checkpoint_outlives_newer_ones(config, tmp_path, monkeypatch):
-    numbers = iter([3.0, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize(
+    ("scores", "best", "kept"), [([3.0, 1.0, 2.0, 4.0], 4, [8, 4]), ([3.0, 1.0, 2.0, 0.5], 8, [8])]
+)
+def test_the_newest_and_the_best_checkpoints_are_what_is_left(
+    config, tmp_path, monkeypatch, scores, best, kept
+):
+    numbers = iter(scores)
     real = loop.evaluate
 
     def scripted(*args, **kwargs):
@@ -126,9 +131,10 @@ def test_the_best_checkpoint_outlives_newer_ones(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "evaluate", scripted)
     keep = CheckpointConfig(every=0, keep=1)
     summary = train(with_train(config, eval_every=2, checkpoint=keep), tmp_path / "run", progress=quiet)
-    assert (summary["best_step"], summary["best_bits_per_byte"], summary["bits_per_byte"]) == (4, 1.0, 4.0)
+    assert (summary["best_step"], summary["best_bits_per_byte"]) == (best, min(scores))
+    assert summary["bits_per_byte"] == scores[-1]
     left = checkpoint.list_checkpoints(tmp_path / "run/checkpoints")
-    assert [checkpoint.step_of(path) for path in left] == [8, 4]
+    assert [checkpoint.step_of(path) for path in left] == kept
 
 
 def test_saving_comes_before_evaluating(config, tmp_path, monkeypatch):

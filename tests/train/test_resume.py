@@ -66,6 +66,18 @@ def test_a_signal_saves_says_how_to_go_on_and_is_handled_as_before_afterwards(co
     assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["status"] == "stopped"
 
 
+def test_a_second_interrupt_ends_at_once(config, tmp_path):
+    def progress(line):
+        if line["kind"] == "step" and line["step"] == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", progress=progress)
+    resumed = train(config, tmp_path / "run", resume=True, progress=quiet)  # from the one made at step 2
+    assert resumed["status"] == "done"
+
+
 def test_a_signal_during_an_evaluation_gives_it_up_and_resume_makes_it(config, tmp_path, monkeypatch):
     train(config, tmp_path / "straight", progress=quiet)
     real = loop.evaluate
