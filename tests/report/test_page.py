@@ -133,10 +133,21 @@ def test_a_counted_model_is_a_horizontal_line_in_the_loss_figures(html):
     level = next(r["bits_per_byte"] for r in data["results"] if r["model"] == "ngram")
     for key in ("loss-tokens", "loss-seconds", "loss-flops"):
         views = payload(html)["figures"][key]
+        assert "ngram" not in {trace["meta"]["model"] for trace in views["valid"]["data"]}
+        assert sum(note["name"] == "ngram" for note in views["valid"]["layout"]["annotations"]) == 1
         (line,) = views["valid"]["layout"]["shapes"]
         assert line["y0"] == line["y1"] == pytest.approx(level)
         (line,) = views["train"]["layout"]["shapes"]
         assert line["y0"] == pytest.approx(level * math.log(2))  # bytes are the tokens: nats per token
+
+
+def test_stored_counts_do_not_dwarf_the_weights(html):
+    bars = payload(html)["figures"]["components-parameters"]["all"]["data"]
+    assert {len(bar["x"]) for bar in bars} == {5}
+    assert sum(max(bar["x"]) for bar in bars) < 2e6
+    assert "the 6.41M stored numbers of ngram are not drawn" in html
+    counted = [r for r in comparison()["results"] if r["model"] == "ngram"]
+    assert "components-parameters" in payload(render({"results": counted}))["figures"]
 
 
 def test_the_table_has_the_means_and_marks_the_best(html):

@@ -38,8 +38,11 @@ def points(records: Any, x_key: str, y_key: str) -> list[tuple[float, float, flo
 def eval_curve(model: ModelView, x_key: str, y_key: str = "bits_per_byte") -> Curve | None:
     """The evaluations against `x_key`: one seed as it is, several as mean, lowest and highest per step.
 
-    Only steps that every seed evaluated are drawn (seeds stopped by the clock may end at different steps).
+    Only steps that every seed evaluated are drawn (seeds stopped by the clock may end at different steps). A
+    counted model has no curve: its one score holds wherever the others are.
     """
+    if model.is_reference:
+        return None
     seeds = [points(result.get("evals"), x_key, y_key) for result in model.done]
     seeds = [seed for seed in seeds if seed]
     if not seeds:

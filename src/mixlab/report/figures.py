@@ -282,6 +282,18 @@ def component_values(model: ModelView, what: str) -> dict[str, float]:
     return {}
 
 
+def component_sums(models: list[ModelView], what: str) -> list[tuple[ModelView, dict[str, float]]]:
+    """The models that `what` is known and not zero of, with their components.
+
+    A counted model's stored counts are no weights that a budget bounds: it is left out beside trained ones.
+    """
+    found = [
+        (model, values) for model in models if sum((values := component_values(model, what)).values()) > 0
+    ]
+    trained = [(model, values) for model, values in found if not model.is_reference]
+    return trained or found
+
+
 def component_figure(
     models: list[ModelView],
     what: str,
@@ -291,12 +303,9 @@ def component_figure(
     unit: Callable[[float], str] = count,
 ) -> Figure | None:
     """Horizontal bars, one per model, stacked by component; None when no model says."""
-    shown = [
-        (model, values) for model in models if sum((values := component_values(model, what)).values()) > 0
-    ]
+    shown = component_sums(models, what)[::-1]  # Plotly draws the first bar at the bottom
     if not shown:
         return None
-    shown = shown[::-1]  # Plotly draws the first bar at the bottom
     names = list(dict.fromkeys(name for name in COMPONENTS if any(name in values for _, values in shown)))
     names += sorted({name for _, values in shown for name in values} - set(names))
     ticks = [f'<span style="color:${model.slot}">●</span> {_short(model.name, 16)}' for model, _ in shown]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mixlab.report.curves import Curve, by_position, eval_curve, log_bins, reach
-from mixlab.report.figures import component_values
+from mixlab.report.figures import component_sums
 from mixlab.report.units import bits, count, duration, listed, percent, work
 from mixlab.report.view import ModelView
 
@@ -105,7 +105,7 @@ def flops(models: list[ModelView]) -> str:
 
 def component_flops(models: list[ModelView]) -> str:
     """The range of forward FLOPs per token and the largest component of the dearest model."""
-    sums = _sums(models, "flops")
+    sums = component_sums(models, "flops")
     if not sums:
         return ""
     top, values = max(sums, key=lambda pair: sum(pair[1].values()))
@@ -113,7 +113,8 @@ def component_flops(models: list[ModelView]) -> str:
     total, part = sum(values.values()), max(values, key=values.__getitem__)
     share = f"{percent(values[part] / total)} of them in its {part} {_mixing(part)}".rstrip()
     free = [model.name for model in models if model.is_reference and model.mean("flops_per_token") == 0]
-    counted = f"; {listed(free)} only looks up counts, so it has no bar" if free else ""
+    looks = "only looks" if len(free) == 1 else "only look"
+    counted = f"; {listed(free)} {looks} up counts, without a bar" if free else ""
     if top is low:
         return f"{top.name} does {count(total)} FLOPs per token forward, {share}{counted}."
     least = sum(low_values.values())
@@ -125,7 +126,7 @@ def component_flops(models: list[ModelView]) -> str:
 
 def component_parameters(models: list[ModelView]) -> str:
     """How well the budget matched the models and where the parameters went."""
-    sums = _sums(models, "parameters")
+    sums = component_sums(models, "parameters")
     if not sums:
         return ""
     totals = [model.mean("parameters") or sum(values.values()) for model, values in sums]
@@ -141,13 +142,17 @@ def component_parameters(models: list[ModelView]) -> str:
     return (
         f"The models with weights are within {percent(max(totals) / min(totals) - 1)} of each other "
         f"({count(min(totals))} to {count(max(totals))} parameters); {name} spends {percent(most)} "
-        f"of its own on mixing positions, {other} {percent(least)}."
+        f"of its own on mixing positions, {other} {percent(least)}{_counts(models)}."
     )
 
 
-def _sums(models: list[ModelView], what: str) -> list[tuple[ModelView, dict[str, float]]]:
-    found = [(model, component_values(model, what)) for model in models]
-    return [(model, values) for model, values in found if sum(values.values()) > 0]
+def _counts(models: list[ModelView]) -> str:
+    """'; the 6.41M stored counts of ngram are not drawn'."""
+    found = [(model.name, model.mean("parameters")) for model in models if model.is_reference]
+    words = [
+        f"the {count(amount)} stored numbers of {name} are not drawn" for name, amount in found if amount
+    ]
+    return f"; {listed(words)}" if words else ""
 
 
 def _mixing(part: str) -> str:

@@ -66,7 +66,7 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, An
         "reason": reason,
         "bits_per_byte": best.get("bits_per_byte"),
         "tokens": best.get("tokens"),
-        "tokens_per_second": tokens / seconds if tokens and seconds else None,
+        "tokens_per_second": tokens / seconds if tokens and seconds else (end or {}).get("tokens_per_second"),
         "seconds": seconds if seconds is not None else (end or {}).get("seconds"),
         "parameters": (end or {}).get("parameters"),
         "peak_memory_bytes": (end or {}).get("peak_memory_bytes"),
