@@ -129,7 +129,7 @@ def footnotes(models: list[ModelView]) -> list[str]:
     if seeds > 1:
         notes.append(
             f"Means over {seeds} seeds; ± is half of the 95% interval of the mean (Student's t), "
-            "and the dots beside the loss are the single seeds."
+            "and the dots under the loss are the single seeds."
         )
     if any(model.mean("peak_memory_bytes") for model in models):
         notes.append("KiB, MiB and GiB are powers of 1024.")
