@@ -55,7 +55,6 @@ def run_job(job: Mapping[str, Any], *, log: Path, signals: Signals, progress: Ca
     log: takes its stderr; removed if it said nothing. A worker that ends without a word is "failed", or
     "stopped" if that was asked for.
     """
-    last: Line | None = None
     with log.open("w", encoding="utf-8") as errors:
         child = subprocess.Popen(
             [sys.executable, *COMMAND],
@@ -66,29 +65,38 @@ def run_job(job: Mapping[str, Any], *, log: Path, signals: Signals, progress: Ca
             encoding="utf-8",
             start_new_session=True,
         )
-        signals.child = child
-        try:
-            assert child.stdin is not None and child.stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(json.dumps(job))
-                child.stdin.close()
-            if signals.requested:
-                child.terminate()
-            for text in child.stdout:
-                line = _line(text)
-                if line.get("kind") in LAST:
-                    last = line
-                elif line:
-                    progress(line)
-            child.wait()
-        finally:
-            signals.child = None
-            if child.poll() is None:  # an error of the parent's own: it must not leave a process behind
-                child.terminate()
-                child.wait()
+        with child:
+            signals.child = child
+            try:
+                last = _converse(child, job, signals, progress)
+            finally:
+                signals.child = None
+                if child.poll() is None:  # an error of the parent's own: it must leave no process behind
+                    child.terminate()
     if log.stat().st_size == 0:
         log.unlink()
     return last or _without_a_word(child.returncode, log, signals.requested)
+
+
+def _converse(
+    child: subprocess.Popen[str], job: Mapping[str, Any], signals: Signals, progress: Callable[[Line], None]
+) -> Line | None:
+    """Send the job, pass on what comes back, wait for the end; the last line, if there was one."""
+    assert child.stdin is not None and child.stdout is not None
+    with contextlib.suppress(BrokenPipeError):  # it died at once: what it left says why
+        child.stdin.write(json.dumps(job))
+        child.stdin.close()
+    if signals.requested:  # between the start and the moment the handler knew of it
+        child.terminate()
+    last = None
+    for text in child.stdout:
+        line = _line(text)
+        if line.get("kind") in LAST:
+            last = line
+        elif line:
+            progress(line)
+    child.wait()
+    return last
 
 
 def _line(text: str) -> Line:

@@ -161,8 +161,8 @@ def _listed(names: Sequence[str]) -> str:
 def compact(value: float) -> str:
     """Three significant digits and a suffix: 1.07M, 912k."""
     for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}" if value / size < 999.5 else f"{value / size:.0f}{suffix}"
+        if abs(value) >= 0.9995 * size:  # what rounds to 1000 belongs to the next suffix
+            return f"{value / size:.3g}{suffix}"
     return f"{value:.3g}"
 
 

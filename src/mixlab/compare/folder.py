@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,13 +124,24 @@ class ComparisonFolder:
             text = json.dumps(strict(dict(comparison)), allow_nan=False, ensure_ascii=False)
             write_text(self.comparison, text.encode("utf-8", "replace").decode() + "\n")
 
-    def spool(self, sources: Sequence[str], stdin: bytes) -> tuple[str, ...]:
-        """The sources with '-' replaced by a file here that holds `stdin`: each run reads it again."""
+    @contextmanager
+    def spooled(self, sources: Sequence[str], stdin: bytes) -> Iterator[tuple[str, ...]]:
+        """The sources with '-' replaced by a file here that holds `stdin`, for each run to read again.
+
+        If a UserError comes out of the body, the file, where it is new, is taken away again.
+        """
         path = self.path / "text" / f"stdin-{hashlib.sha256(stdin).hexdigest()[:12]}.txt"
+        new = [place for place in (path, path.parent, self.path) if not place.exists()]
         with disk_errors(f"to {self.path}", failure=UserError):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(stdin)
-        return tuple(str(path) if source == "-" else source for source in sources)
+        try:
+            yield tuple(str(path) if source == "-" else source for source in sources)
+        except UserError:
+            with contextlib.suppress(OSError):  # a folder that is not empty stays
+                for place in new:
+                    place.unlink() if place == path else place.rmdir()
+            raise
 
 
 def corpus_marks(corpus: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,12 +50,13 @@ def compare(
     request = request.validate()
     folder = ComparisonFolder(Path(out))
     folder.check_usable()
-    if "-" in request.data.sources:
-        text = sys.stdin.buffer.read() if stdin is None else stdin
-        request = replace(
-            request, data=replace(request.data, sources=folder.spool(request.data.sources, text))
-        )
-    return _Comparison(request, folder, command, progress or (lambda line: None)).run()
+    progress = progress or (lambda line: None)
+    if "-" not in request.data.sources:
+        return _Comparison(request, folder, command, progress).run()
+    text = sys.stdin.buffer.read() if stdin is None else stdin
+    with folder.spooled(request.data.sources, text) as sources:
+        request = replace(request, data=replace(request.data, sources=sources))
+        return _Comparison(request, folder, command, progress).run()
 
 
 class _Comparison:

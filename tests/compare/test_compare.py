@@ -1,0 +1,210 @@
+"""Comparisons end to end: real processes, tiny models. Each process imports PyTorch, so there are few."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixlab.cli import run
+from mixlab.compare.request import Request
+from mixlab.compare.runner import Stopped, compare
+from mixlab.data.config import DataConfig
+from mixlab.errors import UserError
+from mixlab.train.metrics import read_metrics
+from tests.compare.conftest import TEXT, TINY
+
+BROKEN_PARTS = """
+import os, signal
+from mixlab.parts.contract import register
+from mixlab.parts.temporal.window import Window
+
+@register("temporal", "raising")
+class Raising(Window):
+    def mix(self, x, state):
+        raise ZeroDivisionError("this part never works")
+
+@register("temporal", "dying")
+class Dying(Window):
+    def mix(self, x, state):
+        print("on stdout, where it must not disturb")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+@register("temporal", "unbuildable")
+class Unbuildable(Window):
+    def __init__(self, config, place):
+        raise LookupError("no such table")
+"""
+
+PRESET = """
+[model]
+temporal = "{part}"
+position = "none"
+
+[train]
+steps = 1
+"""
+
+
+def tiny(text: Path, *models: str, **changed: Any) -> Request:
+    settings = {"params": 20_000, "steps": 4, "context": 16, "batch_size": 2, "overrides": TINY} | changed
+    return Request(models=models, data=DataConfig(sources=(str(text),)), **settings)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A comparison through the command line, three of whose models fail, each in a way of its own."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "broken.py").write_text(BROKEN_PARTS, encoding="utf-8")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    for part in ("raising", "dying", "unbuildable"):
+        (folder / f"{part}.toml").write_text(PRESET.format(part=part), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        sets = [word for setting in TINY for word in ("--set", setting)]
+        status = run(
+            ["compare", "text.txt", "--models", "raising.toml,ngram,dying.toml,unbuildable.toml,transformer",
+             "--import", "broken.py", "--budget", "20k", "--steps", "4", "--context", "16", "--batch-size", "2",
+             "--out", "out", *sets]
+        )  # fmt: skip
+    comparison = json.loads((folder / "out" / "comparison.json").read_text(encoding="utf-8"))
+    return {"status": status, "out": folder / "out", "comparison": comparison}
+
+
+def by_model(comparison: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {result["model"]: result for result in comparison["results"]}
+
+
+def test_models_that_fail_are_reported_with_their_reason_and_the_others_finish(finished) -> None:
+    results = by_model(finished["comparison"])
+    assert finished["status"] == 1
+    assert {name: result["status"] for name, result in results.items()} == {
+        "raising": "failed",
+        "ngram": "done",
+        "dying": "failed",
+        "unbuildable": "failed",
+        "transformer": "done",
+    }
+    assert results["raising"]["reason"] == "ZeroDivisionError: this part never works (broken.py:9)"
+    assert "killed, most likely for want of memory" in results["dying"]["reason"]
+    assert results["unbuildable"]["reason"] == "it cannot be built: LookupError: no such table"
+
+
+def test_a_result_has_every_number_of_the_table_and_they_agree_with_the_run(finished) -> None:
+    result = by_model(finished["comparison"])["transformer"]
+    run_folder = finished["out"] / "runs" / "transformer-seed0"
+    last = read_metrics(run_folder / "metrics.jsonl", "eval")[-1]
+    assert [point["step"] for point in result["curve"]] == [1, 2, 3, 4]
+    assert result["evals"][-1]["bits_per_byte"] == last["bits_per_byte"]
+    assert len(result["loss_by_position"]) == 16
+    assert abs(result["parameters"] / 20_000 - 1) <= 0.02
+    assert sum(part["parameters"] for part in result["components"].values()) == result["parameters"]
+    assert sum(part["flops"] for part in result["components"].values()) == pytest.approx(
+        result["flops_per_token"], rel=0.01
+    )
+    assert result["curve"][-1]["flops"] == pytest.approx(3 * result["flops_per_token"] * 4 * 32, rel=0.01)
+    assert result["state_bytes_per_token"] == 2 * result["config"]["model"]["dim"] * 4
+    assert result["decode_ms_per_token"] > 0
+    assert 50e6 < result["peak_memory_bytes"] < 5e9
+    assert result["sample"]["prompt"] in TEXT
+    assert result["sample"]["text"]
+
+
+def test_the_ngram_is_scored_in_the_same_windows_and_bound_by_no_budget(finished) -> None:
+    result = by_model(finished["comparison"])["ngram"]
+    assert len(result["loss_by_position"]) == 16
+    assert (result["flops_per_token"], result["curve"]) == (0, [])
+    assert result["parameters"] > 20_000
+    assert any("ngram stores" in sentence for sentence in finished["comparison"]["budget"]["unequal"])
+
+
+def test_the_report_is_written_and_names_every_model(finished) -> None:
+    page = (finished["out"] / "report.html").read_text(encoding="utf-8")
+    for name in ("ngram", "transformer", "raising", "this part never works"):
+        assert name in page
+
+
+def stop_in(model: str, events: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
+    """A progress callable that interrupts the comparison after the first step of `model`."""
+
+    def progress(line: dict[str, Any]) -> None:
+        events.append(line)
+        started = any(e["kind"] == "run" and e["model"] == model for e in events)
+        if line["kind"] == "step" and started and line["step"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return progress
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stopped(text: Path, tmp_path: Path) -> None:
+    out, events = tmp_path / "out", []
+    request = tiny(text, "ngram", "window", steps=200, overrides=("model.depth=1", "train.dtype=float32"))
+    with pytest.raises(Stopped, match="the same command goes on"):
+        compare(request, out, progress=stop_in("window", events))
+    first = out / "runs" / "ngram-seed0" / "result.json"
+    written = first.stat().st_mtime_ns
+    assert len(json.loads((out / "comparison.json").read_text())["results"]) == 1
+    assert list((out / "runs" / "window-seed0" / "checkpoints").glob("step-*"))
+
+    again: list[dict[str, Any]] = []
+    comparison = compare(request, out, progress=again.append)
+    assert [(e["model"], e["status"]) for e in again if e["kind"] == "run"] == [
+        ("ngram", "kept"),
+        ("window", "resumed"),
+        ("window", "done"),
+    ]
+    assert first.stat().st_mtime_ns == written
+    steps = [line["step"] for line in again if line["kind"] == "step"]
+    assert steps[0] > 1
+    assert [point["step"] for point in by_model(comparison)["window"]["curve"]] == list(range(1, 201))
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The text and the folder of a finished comparison of one n-gram."""
+    folder = tmp_path_factory.mktemp("counted")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    compare(tiny(folder / "text.txt", "ngram", overrides=()), folder / "out")
+    return folder / "text.txt", folder / "out"
+
+
+def test_a_finished_comparison_trains_nothing_again(counted: tuple[Path, Path]) -> None:
+    text, out = counted
+    events: list[dict[str, Any]] = []
+    comparison = compare(tiny(text, "ngram", overrides=()), out, progress=events.append)
+    assert [(e["model"], e["status"]) for e in events if e["kind"] == "run"] == [("ngram", "kept")]
+    assert comparison == json.loads((out / "comparison.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("models", "changed", "named"),
+    [
+        (("ngram",), {"steps": 5}, "budget.steps, budget.tokens "),
+        (("ngram",), {"overrides": ("ngram.order=2",)}, "runs.ngram-seed0.ngram.order "),
+        (("window",), {}, "runs.ngram-seed0 "),
+        (("ngram",), {"text": TEXT + "one line more\n"}, "corpus.sha256"),
+    ],
+)
+def test_a_folder_with_another_comparison_is_refused_and_left_alone(
+    counted: tuple[Path, Path], models: tuple[str, ...], changed: dict[str, Any], named: str
+) -> None:
+    text, out = counted
+    text.write_text(changed.pop("text", TEXT), encoding="utf-8")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(UserError, match=f"holds another comparison; these differ: {named}"):
+        compare(tiny(text, *models, **{"overrides": (), **changed}), out)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_standard_input_is_kept_for_the_runs_to_read(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    request = Request(models=("ngram",), steps=1, context=16, data=DataConfig(sources=("-",)))
+    with pytest.raises(UserError, match="fewer than the context"):
+        compare(replace(request, context=10**6), out, stdin=TEXT.encode())
+    assert not out.exists()

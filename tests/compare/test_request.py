@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+
+from mixlab.compare.plan import EVALUATIONS, make_plan
+from mixlab.compare.request import DEFAULT_MODELS, DEFAULT_TOKENS, Request
+from mixlab.config import preset_names
+from mixlab.errors import UserError
+
+
+def test_a_plain_request_is_the_six_models_for_fixed_tokens() -> None:
+    request = Request().validate()
+    assert request.models == DEFAULT_MODELS
+    assert request.tokens == DEFAULT_TOKENS
+    assert request.fixed_steps() == -(-DEFAULT_TOKENS // (16 * 256))
+
+
+def test_all_means_every_preset_once() -> None:
+    models = Request(models=("all",)).validate().models
+    assert sorted(models) == sorted(preset_names())
+    assert models[: len(DEFAULT_MODELS)] == DEFAULT_MODELS
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"models": ()}, "names no model"),
+        ({"models": ("gru", "all")}, "names gru twice"),
+        ({"steps": 3, "minutes": 1.0}, "one of --steps and --minutes"),
+        ({"minutes": float("nan")}, "--minutes must be more than 0"),
+        ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"overrides": ("model.dim=64",)}, "the parameter budget chooses it"),
+        ({"overrides": ("train.steps=64",)}, "use --steps"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(wrong: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Request(**wrong).validate()  # type: ignore[arg-type]
+
+
+def plan_of(**request: object):
+    return make_plan(
+        Request(**{"params": 60_000, **request}).validate(),  # type: ignore[arg-type]
+        vocab_size=256,
+        steps=30,
+    )
+
+
+def test_what_the_budget_covers_is_the_same_for_every_neural_model() -> None:
+    plan = plan_of(models=("window", "gru"), context=32, batch_size=4, seeds=2)
+    assert [entry.label for entry in plan.entries] == [
+        "window-seed0",
+        "window-seed1",
+        "gru-seed0",
+        "gru-seed1",
+    ]
+    for entry in plan.entries:
+        model, train = entry.config.model, entry.config.train
+        assert model is not None
+        assert (model.context, model.vocab_size) == (32, 256)
+        assert (train.steps, train.tokens, train.minutes) == (30, None, None)
+        assert (train.batch_size, train.eval_every) == (4, 30 // EVALUATIONS)
+        assert train.seed == entry.seed
+    assert plan.tokens == 30 * 4 * 32
+
+
+def test_an_ngram_runs_once_whatever_the_seeds() -> None:
+    assert [entry.label for entry in plan_of(models=("ngram", "rnn"), seeds=2).entries] == [
+        "ngram-seed0",
+        "rnn-seed0",
+        "rnn-seed1",
+    ]
+
+
+def test_an_override_reaches_the_models_it_concerns_and_no_other() -> None:
+    plan = plan_of(
+        models=("ngram", "rnn"), overrides=("model.depth=1", "ngram.order=3", "train.optimizer.lr=0.5")
+    )
+    counted, neural = (entry.config for entry in plan.entries)
+    assert counted.ngram is not None
+    assert counted.ngram.order == 3
+    assert neural.model is not None
+    assert neural.model.depth == 1
+    assert neural.train.optimizer.lr == 0.5
+
+
+def test_an_override_that_concerns_no_model_is_refused() -> None:
+    with pytest.raises(UserError, match=r"none of the models has a \[ngram\] section"):
+        plan_of(models=("rnn",), overrides=("ngram.order=3",))
+
+
+def test_two_presets_of_one_name_are_refused(tmp_path) -> None:
+    (tmp_path / "gru.toml").write_text("[model]\ntemporal = 'gru'\n[train]\nsteps = 1\n", encoding="utf-8")
+    with pytest.raises(UserError, match="two models are called 'gru'"):
+        plan_of(models=("gru", str(tmp_path / "gru.toml")))
