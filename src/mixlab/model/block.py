@@ -27,7 +27,7 @@ class Block(nn.Module):
         self.temporal: Part = build("temporal", temporal, place)
         self.feature: Part = build("feature", feature, place)
         self.feature_norm: Any = build("norm", norm, place) if self.feature.mixes else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout: nn.Module = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(
         self,

@@ -36,6 +36,12 @@ class Norm(Component):
             nn.init.constant_(parameter, 1.0 if name == "gain" else 0.0)
 
 
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """(..., D) -> (..., 1): (mean(x^2) + eps)^(-1/2) in x's dtype, without a temporary of x's size."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+
+
 class _RMSNorm(torch.autograd.Function):
     """RMSNorm in few passes over memory, which is what a norm costs on a CPU.
 
@@ -47,8 +53,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         """x (..., D), gain (D) in x's dtype -> (..., D) in `dtype`."""
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        r = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        r = _inverse_rms(x, eps)
         ctx.save_for_backward(x, gain, r)
         ctx.eps = eps
         return (x * r).mul_(gain).to(dtype)
@@ -93,7 +98,7 @@ class RMSNorm(Norm):
         gain, eps, dtype = self.gain.to(x.dtype), self.config.eps, compute_dtype(x)
         if torch.is_grad_enabled():
             return _RMSNorm.apply(x, gain, eps, dtype)
-        return F.rms_norm(x, (self.dim,), gain, eps).to(dtype)
+        return (x * _inverse_rms(x, eps)).mul_(gain).to(dtype)
 
 
 @register("norm", "layernorm")
