@@ -56,7 +56,9 @@ def test_packed_documents_equal_separate_ones(position):
     assert torch.allclose(packed, alone, atol=1e-10)
 
 
-@pytest.mark.parametrize("keys", [{}, MIXED, {"tied": True, "position": "learned", "norm": "layernorm"}])
+@pytest.mark.parametrize(
+    "keys", [{}, MIXED, {"tied": True, "position": "learned", "norm": "layernorm", "embedding_norm": True}]
+)
 def test_bookkeeping_adds_up(keys):
     m = model(**keys)
     assert sum(m.parameters_by_component().values()) == sum(p.numel() for p in m.parameters())
@@ -199,3 +201,15 @@ def test_a_full_cache_and_a_full_position_table_are_refused():
         m(tokens(T=9), m.init_state(2, 8))
     with pytest.raises(UserError, match="learned positions end at the context of 16"):
         model(position="learned")(tokens(T=17))
+
+
+def test_embedding_is_scaled_and_normalised_when_asked():
+    m, x = model(embedding_scale=3.0), tokens()
+    plain = model()
+    plain.embedding.weight.data *= 3
+    assert torch.allclose(m(x).logits, plain(x).logits)
+    normed = model(embedding_norm=True)
+    seen = []
+    normed.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
+    normed(x)
+    assert torch.allclose(seen[0].square().mean(-1), torch.ones(2, 16, dtype=torch.float64), rtol=1e-2)

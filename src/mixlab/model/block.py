@@ -35,10 +35,12 @@ class Block(nn.Module):
         state: BlockState | None = None,
         *,
         segment: Int[Tensor, "B T"] | None = None,
+        carry: dict[str, Tensor] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], BlockState | None]:
         """Mix over time, then over channels; the state is None if none was given."""
         t_state, f_state = (None, None) if state is None else state
-        y, t_state = self.temporal(self.temporal_norm(x), t_state, segment=segment)
+        extra = {"carry": carry} if self.temporal.carries else {}
+        y, t_state = self.temporal(self.temporal_norm(x), t_state, segment=segment, **extra)
         x = x + self.dropout(y)
         if self.feature.mixes:
             y, f_state = self.feature(self.feature_norm(x), f_state, segment=segment)

@@ -24,7 +24,8 @@ class ModelConfig:
     vocab_size: V; 256 for bytes. dim: width D. depth: blocks. context: T it trains at.
     temporal, feature: a PartSpec; a list repeats over the depth. position, norm: one part each.
     tied: whether the head shares the embedding's weights; untied by default, as the table is small for
-    bytes. dropout: after each mixer and the embedding. logit_softcap: c in c tanh(logits / c); 0 is off.
+    bytes. embedding_norm: a norm between embedding and blocks (RWKV). embedding_scale: factor on the
+    embedding (Gemma and Griffin: sqrt(D)). dropout: after each mixer and the embedding. logit_softcap: c in c tanh(logits / c); 0 is off.
     """
 
     vocab_size: int = 256
@@ -36,6 +37,8 @@ class ModelConfig:
     position: PartSpec = "rope"
     norm: PartSpec = "rmsnorm"
     tied: bool = False
+    embedding_norm: bool = False
+    embedding_scale: float = 1.0
     dropout: float = 0.0
     logit_softcap: float = 0.0
 

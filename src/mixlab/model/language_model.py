@@ -16,6 +16,7 @@ from mixlab.model.block import Block, BlockState
 from mixlab.model.config import ModelConfig, model_config
 from mixlab.model.scorer import Output
 from mixlab.parts.contract import Component, Place, Role, build, get
+from mixlab.parts.norm import Norm
 from mixlab.parts.position import Position
 
 COMPONENTS = ("embedding", "temporal", "feature", "norm", "head")
@@ -42,6 +43,7 @@ class LanguageModel(nn.Module):
         place = Place(dim=config.dim, context=config.context, depth=config.depth)
         norm, position = config.choice("norm"), config.choice("position")
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.embedding_norm: Norm | None = build("norm", norm, place) if config.embedding_norm else None
         scheme = build("position", position, place) if self._on_embedding(position.name) else None
         self.position: Position | None = scheme
         self.dropout = nn.Dropout(config.dropout)
@@ -96,12 +98,17 @@ class LanguageModel(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], Any]:
         """What the head reads: the normalised residual stream after the last block, and the state."""
         x = self.embedding(tokens)
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x).to(x.dtype)  # the stream stays in full precision
         if self.position is not None:
             x = x + self.position(self._positions(tokens, state, segment)).to(x.dtype)
         x = self.dropout(x)
-        after = []
+        after, carry = [], {}  # type: ignore[var-annotated]
         for i, block in enumerate(self.layers()):
-            x, block_state = block(x, None if state is None else state.blocks[i], segment=segment)
+            block_state = None if state is None else state.blocks[i]
+            x, block_state = block(x, block_state, segment=segment, carry=carry)
             after.append(block_state)
         x = self.norm(x)
         if state is None:
@@ -183,6 +190,8 @@ class LanguageModel(nn.Module):
 
     def components(self) -> Iterator[tuple[str, Component]]:
         """(component, module) of everything but embedding and head, each once."""
+        if self.embedding_norm is not None:
+            yield "norm", self.embedding_norm
         if self.position is not None:
             yield "embedding", self.position
         for block in self.layers():

@@ -1,13 +1,14 @@
 """Tensor parallelism: the one module that applies the parts' plans (Shoeybi et al. 2019).
 
-Model code stays single-device. Each split Linear keeps its shard of a DTensor weight and multiplies
-locally; Megatron's operators stand around the pair: f (identity forward, all-reduce backward) where a part
-begins, g (all-reduce forward, identity backward) after its row-split projection. A part whose plan is empty
-runs whole on every process.
+Model code stays single-device. What a plan names becomes DTensors that the part reads as this process's
+shard; Megatron's operators stand around them: f (identity forward, all-reduce backward) where a part begins,
+g (all-reduce forward, identity backward) after its row-split projection. A part whose plan is empty runs
+whole on every process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from mixlab.errors import UserError
-from mixlab.parts.contract import Part
+from mixlab.parts.contract import Part, Split
 
 
 class _Enter(torch.autograd.Function):
@@ -54,36 +55,6 @@ class _Leave(torch.autograd.Function):
         return grads[0], None
 
 
-class SplitLinear(nn.Module):
-    """A Linear divided by outputs ("column") or inputs ("row"), or "shared": whole, its gradient summed."""
-
-    def __init__(self, linear: nn.Linear, split: str, mesh: DeviceMesh) -> None:
-        super().__init__()
-        self.group = mesh.get_group()
-        self.split = split
-        placement = {"column": Shard(0), "row": Shard(1), "shared": Replicate()}[split]
-        self.weight = nn.Parameter(distribute_tensor(linear.weight.data, mesh, [placement]))
-        self.bias: nn.Parameter | None = linear.bias
-        if linear.bias is not None and split == "column":
-            self.bias = nn.Parameter(distribute_tensor(linear.bias.data, mesh, [Shard(0)]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs of this shard) -> (..., outputs of this shard, or all of them after a row split)."""
-        weight = local(self.weight)
-        if self.split == "shared":
-            bias = None if self.bias is None else enter(self.bias, self.group)
-            return F.linear(x, enter(weight, self.group), bias)
-        if self.split == "column":
-            return F.linear(x, weight, None if self.bias is None else local(self.bias))
-        y = leave(F.linear(x, weight), self.group)
-        return y if self.bias is None else y + self.bias
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's shard of a DTensor; gradients flow back to it."""
-    return cast("DTensor", tensor).to_local()
-
-
 def enter(x: Tensor, group: ProcessGroup) -> Tensor:
     """Megatron's f."""
     return cast("Tensor", _Enter.apply(x, group))  # type: ignore[no-untyped-call]
@@ -97,7 +68,7 @@ def leave(x: Tensor, group: ProcessGroup) -> Tensor:
 def apply_tensor_plan(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Split every part inside `module` over a one-dimensional mesh, in place.
 
-    All processes must hold equal weights. Parameters keep their names; those that are split become
+    All processes must hold equal weights. Parameters keep their names; those that a plan names become
     DTensors. Raises UserError if a split does not come out even.
     """
     for part in [m for m in module.modules() if isinstance(m, Part)]:
@@ -110,13 +81,56 @@ def apply_tensor_plan(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
         for name, split in plan.items():
             parent, _, leaf = name.rpartition(".")
             owner = part.get_submodule(parent)
-            setattr(owner, leaf, SplitLinear(part.get_submodule(name), split, mesh))  # type: ignore[arg-type]
+            if leaf in owner._parameters:
+                _divide(owner, {leaf: split}, mesh)
+            else:
+                target = owner.get_submodule(leaf)
+                _divide(target, {key: split for key, _ in target.named_parameters(recurse=False)}, mesh)
         if plan:
             part.register_forward_pre_hook(_enter(mesh.get_group()))
     return module
 
 
-def _enter(group: ProcessGroup) -> Any:
+def _divide(owner: nn.Module, splits: Mapping[str, Split], mesh: DeviceMesh) -> None:
+    """Make the named parameters of one module DTensors that its code reads as local shards.
+
+    The module's class gains a property for each: the parameter stays registered under its name, while
+    `self.name` in the module's own code is the shard.
+    """
+    group, members = mesh.get_group(), {}
+    for name, split in splits.items():
+        whole = owner._parameters[name]
+        if whole is None or (split == "row" and whole.ndim < 2):
+            continue  # the bias of a row split is added whole, after the sum
+        placement = {"column": Shard(0), "row": Shard(1), "shared": Replicate()}[split]
+        owner._parameters[name] = nn.Parameter(distribute_tensor(whole.data, mesh, [placement]))
+        members[name] = property(_reader(name, group if split == "shared" else None))
+    base = type(owner)
+    extra: dict[str, Any] = {"forward": _row_forward(group)} if "row" in splits.values() else {}
+    owner.__class__ = type(f"Split{base.__name__}", (base,), {**members, **extra})
+
+
+def _reader(name: str, shared: ProcessGroup | None) -> Callable[[nn.Module], Tensor]:
+    """What reading a split parameter gives: the local shard, or the whole with its gradient summed."""
+
+    def read(module: nn.Module) -> Tensor:
+        shard = cast("DTensor", module._parameters[name]).to_local()
+        return shard if shared is None else enter(shard, shared)
+
+    return read
+
+
+def _row_forward(group: ProcessGroup) -> Callable[[nn.Linear, Tensor], Tensor]:
+    """A Linear's forward when each process has a slice of its inputs."""
+
+    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+        y = leave(F.linear(x, self.weight), group)
+        return y if self.bias is None else y + self.bias
+
+    return forward
+
+
+def _enter(group: ProcessGroup) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     """A forward pre-hook that puts f before a part's first argument."""
 
     def hook(part: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -27,8 +27,9 @@ Role = Literal["matrix", "embedding", "head", "gain", "recurrence"]
 shifts, `recurrence` acts on a state at every step, `embedding` and `head` face the vocabulary."""
 
 Split = Literal["column", "row", "shared"]
-"""How a Linear goes onto a tensor-parallel mesh (Shoeybi et al. 2019): divided by outputs, divided by
-inputs, or whole on every process but read by the divided ones, so that its gradient is a sum over them."""
+"""How parameters go onto a tensor-parallel mesh (Shoeybi et al. 2019): divided along their first axis (a
+Linear's outputs, a channel's own numbers), a Linear divided by its inputs, or whole on every process but
+read by the divided ones, so that the gradient is a sum over them."""
 
 
 class Choice(NamedTuple):
@@ -110,6 +111,10 @@ class Part(Component):
     mixes: ClassVar[bool] = True
     """False only for the part that stands for leaving a branch out."""
 
+    carries: ClassVar[bool] = False
+    """True if `forward` takes `carry`: a dict, new for each call of the model, that hands tensors of this
+    call from one layer's part up to the next (None where the part stands alone)."""
+
     def forward(
         self, x: Float[Tensor, "B T D"], state: Any = None, *, segment: Int[Tensor, "B T"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], Any]:
@@ -161,9 +166,11 @@ class Part(Component):
         return {name: module for name, module in self.named_modules() if isinstance(module, nn.Linear)}
 
     def tensor_plan(self) -> Mapping[str, Split]:
-        """Linear's name -> how it splits over a tensor-parallel mesh; what is not named is replicated.
+        """Name of a parameter or submodule -> how it splits over a tensor-parallel mesh.
 
-        A part that names any begins with columns and ends with rows: one all-reduce each way.
+        A part that names any begins with columns and ends with one row-split Linear: one all-reduce each
+        way. It must then name all that the divided computation reads, and take sizes from the tensors it
+        holds, not from its knobs; what comes after the row split (or before the columns) is not named.
         """
         return {}
 

@@ -38,7 +38,9 @@ class Norm(Component):
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """(..., D) -> (..., 1): (mean(x^2) + eps)^(-1/2) in x's dtype, without a temporary of x's size."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(
+        x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
+    )
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
 
 
