@@ -1,4 +1,4 @@
-"""One-token decoding at batch 1 against transformers' `generate`, model of bench/train_step.py, float32, greedy.
+"""One-token decoding at batch 1 against transformers' `generate`: the model of bench/train_step.py, greedy.
 
 Both continue the same prompt of 64 tokens by the same number of tokens, in turns; medians of seconds a token.
 
@@ -25,7 +25,8 @@ def main():
     torch.manual_seed(0)
     attention = {"kind": "attention", "heads": 6}
     shape = {"vocab_size": 256, "dim": 384, "depth": 6, "context": 256}
-    ours = mixlab.build_model({**shape, "temporal": attention, "feature": "swiglu", "position": "rope"}).eval()
+    ours = mixlab.build_model({**shape, "temporal": attention, "feature": "swiglu", "position": "rope"})
+    ours.eval()
     config = LlamaConfig(
         vocab_size=256, hidden_size=384, intermediate_size=ours.blocks[0].feature.hidden, num_hidden_layers=6,
         num_attention_heads=6, max_position_embeddings=256, tie_word_embeddings=False,

@@ -1,7 +1,7 @@
 """Training throughput against transformers' Llama of the same shape, and against the machine's matmul peak.
 
-10.8M parameters: 6 layers, width 384, 6 heads, SwiGLU, RoPE, bytes; T = 256, B = 16, bf16 autocast, fused AdamW
-on both sides, gradient norm clipped. The two take turns, step by step; medians over the turns.
+10.8M parameters: 6 layers, width 384, 6 heads, SwiGLU, RoPE, bytes; T = 256, B = 16, bf16 autocast, fused
+AdamW on both sides, gradient norm clipped. The two take turns, step by step; medians over the turns.
 
     python bench/train_step.py [--steps 9] [--dim 384 --depth 6 --heads 6]
 """

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Wrong input: its message is one sentence (what, where, what would be right); the CLI exits with status 2."""
+    """Wrong input: one sentence says what, where, and what would be right; the CLI exits with status 2."""
 
 
 class RunFailed(RuntimeError):

@@ -25,7 +25,8 @@ class ModelConfig:
     temporal, feature: a PartSpec; a list repeats over the depth. position, norm: one part each.
     tied: whether the head shares the embedding's weights; untied by default, as the table is small for
     bytes. embedding_norm: a norm between embedding and blocks (RWKV). embedding_scale: factor on the
-    embedding (Gemma and Griffin: sqrt(D)). dropout: after each mixer and the embedding. logit_softcap: c in c tanh(logits / c); 0 is off.
+    embedding (Gemma and Griffin: sqrt(D)). dropout: after each mixer and the embedding. logit_softcap:
+    c in c tanh(logits / c); 0 is off.
     """
 
     vocab_size: int = 256
