@@ -1,28 +1,26 @@
-"""Every registered temporal and feature part with its defaults, and knobs worth a case of their own."""
+"""Every registered temporal and feature part with its defaults, and the knobs worth a case of their own.
 
+A module in tests/oracles/ may hold ORACLES, {(kind, name): function}, and VARIANTS, (kind, name, knobs, position).
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+import tests.oracles
 from mixlab.parts.checks import Case
 from mixlab.parts.contract import available, get
 
-BUILT_IN = {kind: available(kind) for kind in ("temporal", "feature")}
+BUILT_IN = [(kind, name) for kind in ("temporal", "feature") for name in available(kind)]
 
-DEFAULTS = [
-    *(Case("temporal", name, position="rope") for name in BUILT_IN["temporal"]),
-    *(Case("feature", name) for name in BUILT_IN["feature"]),
-]
+MODULES = [import_module(f"tests.oracles.{module.name}") for module in iter_modules(tests.oracles.__path__)]
+ORACLES = {key: oracle for module in MODULES for key, oracle in getattr(module, "ORACLES", {}).items()}
 
-Attention = get("temporal", "attention")
-Window = get("temporal", "window")
-LSTM = get("temporal", "lstm")
-
+DEFAULTS = [Case(kind, name, position="rope" if kind == "temporal" else "none") for kind, name in BUILT_IN]
 VARIANTS = [
-    Case("temporal", "attention", Attention.Config(heads=4), position="none"),
-    Case("temporal", "attention", Attention.Config(heads=4, kv_heads=2), position="rope"),
-    Case("temporal", "attention", Attention.Config(heads=2, kv_heads=1), position="rope"),
-    Case("temporal", "window", Window.Config(size=2)),
-    Case("temporal", "window", Window.Config(size=30, ratio=0.5)),
-    Case("temporal", "lstm", LSTM.Config(ratio=1.5)),
+    Case(kind, name, get(kind, name).Config(**knobs), position=position)
+    for module in MODULES
+    for kind, name, knobs, position in getattr(module, "VARIANTS", [])
 ]
-
 CASES = DEFAULTS + VARIANTS
 
 

@@ -4,16 +4,11 @@ import pytest
 import torch
 
 from mixlab.parts.checks import close
-from tests.contract.cases import BUILT_IN, CASES, label
-from tests.oracles.feature import FEATURE
-from tests.oracles.temporal import TEMPORAL
-
-ORACLES = {"temporal": TEMPORAL, "feature": FEATURE}
+from tests.contract.cases import BUILT_IN, CASES, ORACLES, label
 
 
 def test_every_built_in_part_has_an_oracle():
-    for kind, names in BUILT_IN.items():
-        assert set(names) == set(ORACLES[kind])
+    assert set(BUILT_IN) == set(ORACLES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)
@@ -23,7 +18,7 @@ def test_part_equals_its_oracle(case):
     weight = case.sample(2, 7, seed=4)
     parameters = dict(part.named_parameters())
     found, _ = part(x)
-    wanted = ORACLES[case.kind][case.name](parameters, x, part.config, case.position)
+    wanted = ORACLES[case.kind, case.name](parameters, x, part.config, case.position)
     close(found, wanted, "forward")
     inputs = {"x": x, **parameters}
     gradients = [

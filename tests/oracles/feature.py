@@ -45,14 +45,16 @@ def gated(name):
     return run
 
 
-FEATURE = {
-    "relu": mlp("relu"),
-    "gelu": mlp("gelu"),
-    "glu": gated("glu"),
-    "geglu": gated("geglu"),
-    "swiglu": gated("swiglu"),
-    "none": lambda p, x, config, position: 0 * x,
+ORACLES = {
+    ("feature", "relu"): mlp("relu"),
+    ("feature", "gelu"): mlp("gelu"),
+    ("feature", "glu"): gated("glu"),
+    ("feature", "geglu"): gated("geglu"),
+    ("feature", "swiglu"): gated("swiglu"),
+    ("feature", "none"): lambda p, x, config, position: 0 * x,
 }
+
+VARIANTS = [("feature", "swiglu", {"ratio": 2.0, "multiple": 4}, "none")]
 
 
 def rmsnorm(p, x, eps):

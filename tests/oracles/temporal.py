@@ -114,4 +114,13 @@ def lstm(p, x, config, position):
     return recur(p, x, step, p["cell.weight_hh_l0"].shape[1])
 
 
-TEMPORAL = {"attention": attention, "window": window, "rnn": rnn, "gru": gru, "lstm": lstm}
+ORACLES = {("temporal", f.__name__): f for f in (attention, window, rnn, gru, lstm)}
+
+VARIANTS = [
+    ("temporal", "attention", {"heads": 4}, "none"),
+    ("temporal", "attention", {"heads": 4, "kv_heads": 2}, "rope"),
+    ("temporal", "attention", {"heads": 2, "kv_heads": 1}, "rope"),
+    ("temporal", "window", {"size": 2}, "none"),
+    ("temporal", "window", {"size": 30, "ratio": 0.5}, "none"),
+    ("temporal", "lstm", {"ratio": 1.5}, "none"),
+]
