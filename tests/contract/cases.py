@@ -1,6 +1,7 @@
 """Every registered temporal and feature part with its defaults, and the knobs worth a case of their own.
 
-A module in tests/oracles/ may hold ORACLES, {(kind, name): function}, and VARIANTS, (kind, name, knobs, position).
+A module in tests/oracles/ may hold ORACLES, {(kind, name): function}, and VARIANTS, rows of
+(kind, name, knobs, position).
 """
 
 from importlib import import_module
