@@ -12,7 +12,7 @@ def test_a_plain_request_is_the_six_models_for_fixed_tokens() -> None:
     request = Request().validate()
     assert request.models == DEFAULT_MODELS
     assert request.tokens == DEFAULT_TOKENS
-    assert request.fixed_steps() == -(-DEFAULT_TOKENS // (16 * 256))
+    assert request.fixed_steps() == DEFAULT_TOKENS // (8 * 256)
 
 
 def test_all_means_every_preset_once() -> None:

@@ -40,7 +40,7 @@ def compare(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each neural model.", metavar="K")] = 1,
     context: Annotated[int, typer.Option(help="Tokens of context.", metavar="N")] = 256,
-    batch_size: Annotated[int, typer.Option(help="Rows of that length a step.", metavar="N")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Rows of that length a step.", metavar="N")] = 8,
     tokenizer: Annotated[str, typer.Option(help="byte, char or bpe.", metavar="KIND")] = "byte",
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="The comparison's folder.", metavar="DIR")] = Path("comparison"),

@@ -22,7 +22,7 @@ def unequal(results: Sequence[Result], budget: Mapping[str, Any], corpus: Mappin
         _spread(neural, _seconds, "Time: training took", _duration, ""),
         _counted(counted, neural, budget, corpus),
         _state(neural, budget),
-        _spread(neural, _memory, "Memory: the training process peaked at", _size, ""),
+        _spread(neural, _memory, "Memory: the peak of the training process goes", _size, ""),
         _rates(neural),
         _seeds(neural),
     ]
@@ -114,9 +114,7 @@ def _state(neural: Sequence[Result], budget: Mapping[str, Any]) -> str:
         for model, rate in growing.items()
     ]
     verb = "keeps" if len(constant) == 1 else "keep"
-    rest = (
-        f"; {_listed(constant)} {verb} the same {_range(sizes, constant)} at any length" if constant else ""
-    )
+    rest = f"; {_listed(constant)} {verb} {_range(sizes, constant)} at any length" if constant else ""
     return f"Decoding state: {'; '.join(parts)}{rest}."
 
 
@@ -138,9 +136,9 @@ def _rates(neural: Sequence[Result]) -> str:
     if len(rates) == 1:
         (kind, lr), models = next(iter(rates.items()))
         who = "all models" if len(models) > 1 else models[0]
-        return f"Learning rate: {kind} at {lr:g} for {who}; it was not tuned on this text."
+        return f"Learning rate: {kind} at {lr:g} for {who}, as in the presets; this comparison tuned nothing."
     parts = [f"{kind} at {lr:g} ({_listed(models)})" for (kind, lr), models in rates.items()]
-    return f"Learning rates are the presets', not tuned on this text: {', '.join(parts)}."
+    return f"Learning rates are the presets'; this comparison tuned nothing: {', '.join(parts)}."
 
 
 def _seeds(neural: Sequence[Result]) -> str:

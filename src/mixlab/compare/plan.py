@@ -14,8 +14,8 @@ from mixlab.config import apply_overrides, load_run_config, read_preset, to_mapp
 from mixlab.errors import UserError
 from mixlab.train.config import RunConfig
 
-EVALUATIONS = 3
-"""On the whole validation text: enough for a curve; each costs a third of the same tokens' training."""
+EVALUATIONS = 2
+"""On the whole validation text, half-way and at the end: each costs a third of the same tokens' training."""
 
 
 @dataclass(frozen=True, kw_only=True)

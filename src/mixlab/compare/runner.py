@@ -21,7 +21,7 @@ from mixlab.train.metrics import Line
 Progress = Callable[[Line], None]
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
+class Stopped(Exception):
     """A comparison was interrupted; its message says what was saved and how to go on."""
 
 
