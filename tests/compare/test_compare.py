@@ -69,9 +69,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.chdir(folder)
         sets = [word for setting in TINY for word in ("--set", setting)]
         status = run(
-            ["compare", "text.txt", "--models", "raising.toml,ngram,dying.toml,unbuildable.toml,transformer",
-             "--import", "broken.py", "--budget", "20k", "--steps", "4", "--context", "16", "--batch-size", "2",
-             "--out", "out", *sets]
+            ["compare", "text.txt", "--import", "broken.py", "--out", "out",
+             "--models", "raising.toml,ngram,dying.toml,unbuildable.toml,transformer",
+             "--budget", "20k", "--steps", "4", "--context", "16", "--batch-size", "2", *sets]
         )  # fmt: skip
     comparison = json.loads((folder / "out" / "comparison.json").read_text(encoding="utf-8"))
     return {"status": status, "out": folder / "out", "comparison": comparison}

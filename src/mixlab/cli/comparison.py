@@ -142,14 +142,19 @@ def footnotes(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def _rich(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
-    from rich.box import SIMPLE
+    """The table for a terminal: heads broken at their units, so that it fits into 80 columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for title in head:
-        table.add_column(Text(title), justify="left" if title == "model" else "right", no_wrap=True)
+        broken = title.replace("/", "\n/") if len(title) > 6 else title
+        table.add_column(Text(broken), justify="left" if title == "model" else "right", no_wrap=True)
     for cells in body:
         table.add_row(*map(Text, cells))
-    Console().print(table)
+    # Wider than the terminal: broken lines are better than cut numbers.
+    console = Console()
+    needed = console.measure(table, options=console.options.update(width=1_000)).maximum
+    Console(width=max(console.width, needed)).print(table, crop=False)

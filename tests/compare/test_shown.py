@@ -1,0 +1,113 @@
+"""What the terminal shows of a comparison, and how minutes become steps."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from mixlab.cli.comparison import ComparisonProgress, footnotes, print_comparison, rows
+from mixlab.compare.plan import EVALUATIONS, make_plan
+from mixlab.compare.probe import START_SECONDS, steps_for
+from mixlab.compare.request import Request
+
+
+def result(model: str, seed: int, score: float, **changed: Any) -> dict[str, Any]:
+    return {
+        "model": model,
+        "seed": seed,
+        "status": "done",
+        "reason": "",
+        "parameters": 1_000_000,
+        "bits_per_byte": score,
+        "tokens_per_second": 20_000.0,
+        "seconds": 12.0,
+        "flops_per_token": 2_000_000,
+        "decode_ms_per_token": 0.5,
+        "state_bytes": 2048,
+        "peak_memory_bytes": 300 << 20,
+    } | changed
+
+
+FAILED = {"model": "bad", "seed": 0, "status": "failed", "reason": "it never works"}
+
+
+def test_models_stand_best_first_and_failed_last() -> None:
+    table = rows([FAILED, result("b", 0, 2.5), result("a", 0, 2.25)])
+    assert [cells[0] for cells in table] == ["a", "b", "bad"]
+    assert table[0][1:4] == ["1.0M", "2.250", "20.0k"]
+    assert table[2][2] == "failed"
+
+
+def test_several_seeds_give_the_mean_and_students_interval() -> None:
+    # Mean 2.0, standard deviation 0.1; t(2 degrees of freedom) = 4.303: 4.303 * 0.1 / sqrt(3) = 0.248.
+    table = rows([result("a", seed, score) for seed, score in enumerate((1.9, 2.0, 2.1))])
+    assert table[0][2] == "2.000 ±0.248"
+    assert "±" not in rows([result("a", 0, 2.0)])[0][2]
+
+
+def test_the_printed_table_has_the_reasons_and_what_is_unequal(capsys: pytest.CaptureFixture[str]) -> None:
+    budget = {"context": 256, "unequal": ["Time: a took longer."]}
+    print_comparison({"results": [result("a", 0, 2.0), FAILED], "budget": budget})
+    out = capsys.readouterr().out
+    head, row = out.splitlines()[:2]
+    assert len(head) == len(row)
+    assert head.split() == [
+        "model",
+        "params",
+        "bits/byte",
+        "tokens/s",
+        "time",
+        "FLOPs/token",
+        "ms/token",
+        "state",
+        "memory",
+    ]
+    assert "failed: bad (seed 0): it never works" in out
+    assert "Time: a took longer." in out
+
+
+def test_the_interval_is_explained_only_where_there_is_one() -> None:
+    budget = {"context": 256, "unequal": []}
+    one = [result("a", 0, 2.0)]
+    assert "95%" not in footnotes({"results": one, "budget": budget})[0]
+    assert "over 2 seeds" in footnotes({"results": [*one, result("a", 1, 2.1)], "budget": budget})[0]
+
+
+def test_progress_is_of_the_whole_comparison() -> None:
+    clock = iter(range(1_000))
+    stream = io.StringIO()
+    progress = ComparisonProgress(stream=stream, now=lambda: 10.0 * next(clock))
+    run = {"kind": "run", "runs": 2, "model": "a", "seed": 0, "counted": False}
+    with progress:
+        progress({"kind": "plan", "steps": 10, "counted": [False, False]})
+        progress(run | {"index": 1, "status": "begun"})
+        progress({"kind": "step", "step": 5, "loss": 2.0, "tokens_per_second": 1000.0})
+        assert progress.done == 0.25
+        progress(run | {"index": 1, "status": "failed", "reason": "it never works"})
+        progress(run | {"index": 2, "status": "begun"})
+        progress({"kind": "step", "step": 5, "loss": 2.0, "tokens_per_second": 1000.0})
+        assert progress.done == 0.75
+    said = stream.getvalue()
+    assert "1/2 a: starts" in said
+    assert "1/2 a: failed: it never works" in said
+    assert "2/2 a   75%  step 5  loss 2.000" in said
+    assert "left for all" in said
+
+
+def test_minutes_become_the_steps_that_fit_beside_evaluations_and_starts() -> None:
+    request = Request(models=("ngram", "rnn", "gru"), params=60_000, minutes=2.0, context=32, batch_size=4)
+    plan = make_plan(request.validate(), vocab_size=256, steps=1)
+    speeds = {"ngram-seed0": 1e6, "rnn-seed0": 2000.0, "gru-seed0": 1000.0}
+    train, valid = 900_000, 6_000
+    steps = steps_for(2.0, plan, speeds, train=train, valid=valid)
+
+    def seconds(steps: int) -> float:
+        counting = START_SECONDS + (train + valid) / 1e6
+        return counting + sum(
+            START_SECONDS + (steps * 128 + EVALUATIONS * valid / 3) / speed for speed in (2000.0, 1000.0)
+        )
+
+    assert seconds(steps) <= 120 < seconds(steps + 1)
+    assert steps_for(0.001, plan, speeds, train=train, valid=valid) == 1
