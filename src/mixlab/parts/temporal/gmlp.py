@@ -1,0 +1,217 @@
+"""gMLP: a learned, causal linear map over time inside a gated unit; with a tiny attention, aMLP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mixlab.errors import UserError
+from mixlab.parts.contract import Part, Place, Role, Split, init_linear, register
+from mixlab.parts.feature.mlp import hidden_width
+from mixlab.parts.temporal.attention import AttentionState, append, attend
+
+EPS = 1e-5
+"""Added to the variance, as in the model's own layer norm."""
+
+SPATIAL_STD = 1e-6
+"""Of the spatial weights at the start: the paper says near zero; timm's models, trained to the paper's
+accuracy, took this."""
+
+
+class GMLPState(NamedTuple):
+    """The normalised second halves of the first `length` tokens, in a buffer with room for more; with a tiny
+    attention, its keys and values too."""
+
+    z2: Float[Tensor, "B S C"]
+    length: Int[Tensor, ""]
+    attention: AttentionState | None
+
+
+@register("temporal", "gmlp")
+class GMLP(Part):
+    """V (Z1 * (W LN(Z2) + b)) with [Z1, Z2] = gelu(U x), W lower triangular over the tokens."""
+
+    paper = "Liu et al. 2021, Pay Attention to MLPs, section 2 and section 4.3 (aMLP)"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """ratio: width of Z over D, 6 as in gMLPbase. multiple: it is rounded to a multiple of this.
+        context: longest sequence, the size of W; 0 takes the context the model trains at.
+        toeplitz: W depends on the distance alone: n numbers in place of n (n + 1) / 2 (appendix C).
+        attention: width of the tiny attention's one head, 64 in aMLPbase; 0 leaves it out.
+        groups: LN in so many groups of channels, which may then stand on as many devices; the paper has 1."""
+
+        ratio: float = 6.0
+        multiple: int = 16
+        context: int = 0
+        toeplitz: bool = False
+        attention: int = 0
+        groups: int = 1
+
+    def __init__(self, config: Any, place: Place) -> None:
+        super().__init__(config, place)
+        self.hidden = hidden_width(self.dim, config.ratio, config.multiple)
+        self.channels = self.hidden // 2
+        self.context = config.context or place.context
+        _check(config, self.hidden, self.channels)
+        self.width = self.channels // config.groups
+        n = self.context
+        self.value = nn.Linear(self.dim, self.channels)
+        self.gate = nn.Linear(self.dim, self.channels)
+        self.gain = nn.Parameter(torch.empty(self.channels))
+        self.shift = nn.Parameter(torch.empty(self.channels))
+        self.spatial = nn.Parameter(torch.empty(n if config.toeplitz else n * (n + 1) // 2))
+        self.bias = nn.Parameter(torch.empty(n))
+        self.qkv: nn.Linear | None = None
+        if config.attention:
+            self.qkv = nn.Linear(self.dim, 3 * config.attention, bias=False)
+            self.lift = nn.Linear(config.attention, self.channels, bias=False)
+        self.out = nn.Linear(self.channels, self.dim)
+
+    @property
+    def limit(self) -> int:
+        """n, the longest sequence that W has rows for."""
+        return self.context
+
+    def reset_parameters(self) -> None:
+        """W near 0 and b = 1, so that the block starts as V Z1; the projections N(0, 0.02), as in the other
+        parts, and what writes to the residual stream divided by sqrt(2N)."""
+        for linear in (self.value, self.gate, *((self.qkv, self.lift) if self.qkv is not None else ())):
+            init_linear(linear, 0.02)
+        init_linear(self.out, 0.02 * self.place.residual_scale)
+        nn.init.normal_(self.spatial, std=SPATIAL_STD)
+        nn.init.ones_(self.bias)
+        nn.init.ones_(self.gain)
+        nn.init.zeros_(self.shift)
+
+    def parameter_roles(self) -> Mapping[str, Role]:
+        """W multiplies activations, whatever the shape it is stored in."""
+        return {**super().parameter_roles(), "spatial": "matrix"}
+
+    def parameter_count(self) -> int:
+        """U, V and their biases, LN, W and b; the tiny attention's two products."""
+        n, a = self.context, self.config.attention
+        linears = (self.hidden + self.channels) * self.dim + self.hidden + self.dim + 2 * self.channels
+        spatial = (n if self.config.toeplitz else n * (n + 1) // 2) + n
+        return linears + spatial + a * (3 * self.dim + self.channels)
+
+    def flops(self, T: int) -> int:
+        """U and V, the T x T map of each channel; the tiny attention's products and its T x T square."""
+        a = self.config.attention
+        linears = 2 * T * self.dim * (self.hidden + self.channels)
+        tiny = 2 * T * a * (3 * self.dim + self.channels) + 4 * T * T * a
+        return linears + 2 * T * T * self.channels + tiny
+
+    def init_state(
+        self, batch_size: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype
+    ) -> GMLPState:
+        """Empty buffers for `max_length` tokens, or for all that W has rows for."""
+        room = min(max_length, self.context)
+        length, a = torch.zeros((), dtype=torch.int64), self.config.attention
+        z2 = torch.zeros(batch_size, room, self.gate.weight.shape[0], device=device, dtype=dtype)
+        if not a:
+            return GMLPState(z2, length, None)
+        keys = torch.zeros(batch_size, 1, room, a, device=device, dtype=dtype)
+        return GMLPState(z2, length, AttentionState(keys, keys.clone(), length))
+
+    def state_bytes(self, T: int, dtype: torch.dtype) -> int:
+        """Half of Z a token, a key and a value of the tiny attention; a counter for each."""
+        a = self.config.attention
+        return T * (self.channels + 2 * a) * dtype.itemsize + torch.int64.itemsize * (1 + bool(a))
+
+    def tensor_plan(self) -> Mapping[str, Split]:
+        """By channel, as W and b are the same for all; LN holds whole groups together, so that with the
+        paper's one group the part stays whole on every process."""
+        if self.config.groups == 1:
+            return {}
+        plan: dict[str, Split] = dict.fromkeys(("value", "gate", "gain", "shift"), "column")
+        if self.qkv is not None:
+            plan |= {"qkv": "shared", "lift": "column"}
+        return {**plan, "spatial": "shared", "bias": "shared", "out": "row"}
+
+    def tensor_units(self) -> int:
+        """Groups of channels."""
+        return self.config.groups if self.config.groups > 1 else 0
+
+    def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
+        """Y = V s(gelu(U x)), s(Z) = Z1 * (W LN(Z2) + b) (equations 1 to 3)."""
+        start = 0 if state is None else int(state.length)
+        stop = start + x.shape[1]
+        if stop > self.context:
+            raise UserError(
+                f"gmlp mixes sequences of up to {self.context} tokens, the context it was built for; "
+                f"{stop} were given"
+            )
+        z1, z2 = F.gelu(self.value(x)), self.normalise(F.gelu(self.gate(x)))  # (B, T, C), of 2 C = F
+        if state is not None:
+            state = self.remember(state, z2)
+            z2 = state.z2[:, :stop].to(z2.dtype)
+        mixed = self.rows(start, stop) @ z2 + self.bias[start:stop, None]  # (T, S) (B, S, C) -> (B, T, C)
+        if self.qkv is not None:
+            y, state = self.attend(x, state)
+            mixed = mixed + y
+        return self.out(z1 * mixed.to(z1.dtype)), state
+
+    def normalise(self, z: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        """LN of each group of channels."""
+        if z.shape[-1] == self.width:
+            return F.layer_norm(z, (self.width,), self.gain.to(z.dtype), self.shift.to(z.dtype), EPS)
+        grouped = F.layer_norm(z.unflatten(-1, (-1, self.width)), (self.width,), eps=EPS).flatten(-2)
+        return (grouped * self.gain + self.shift).to(z.dtype)
+
+    def rows(self, start: int, stop: int) -> Float[Tensor, "T S"]:
+        """Rows `start` to `stop` of W, as far as the diagonal reaches."""
+        T, w = stop - start, self.spatial
+        if self.config.toeplitz:  # the entry at (i, j) is w[i - j]: windows of w reversed, zeros before w[0]
+            return F.pad(w[:stop].flip(0), (0, T - 1)).unfold(0, stop, 1).flip(0)
+        # The triangle is stored row after row, without the zeros.
+        below = torch.ones(T, stop, dtype=torch.bool, device=w.device).tril(start)
+        stored = w[start * (start + 1) // 2 : stop * (stop + 1) // 2]
+        return w.new_zeros(T, stop).masked_scatter(below, stored)
+
+    def remember(self, state: GMLPState, z2: Float[Tensor, "B T C"]) -> GMLPState:
+        """Write new halves behind the kept ones; in place unless a gradient is recorded."""
+        start, room = int(state.length), state.z2.shape[1]
+        stop = start + z2.shape[1]
+        if stop > room:
+            raise UserError(
+                f"this state has room for {room} tokens, {stop} were given; ask for a larger max_length"
+            )
+        kept = state.z2.clone() if torch.is_grad_enabled() else state.z2
+        kept[:, start:stop] = z2
+        return state._replace(z2=kept, length=state.length.new_tensor(stop))
+
+    def attend(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T C"], Any]:
+        """The tiny attention of aMLP: one head on the block's normalised input, added to the gate."""
+        assert self.qkv is not None
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, -1)  # (B, T, 3 a) -> (B, 1, T, a) each
+        if state is not None:
+            seen = append(state.attention, k, v)
+            state = state._replace(attention=seen)
+            k, v = (kept[:, :, : int(seen.length)].to(q.dtype) for kept in (seen.keys, seen.values))
+        return self.lift(attend(q, k, v).squeeze(1)), state
+
+
+def _check(config: Any, hidden: int, half: int) -> None:
+    """UserError for knobs that do not fit together."""
+    if hidden % 2:
+        raise UserError(
+            f"gmlp: a hidden width of {hidden} has no halves; multiple={config.multiple} must be even"
+        )
+    if config.context < 0 or config.attention < 0:
+        raise UserError(
+            f"gmlp: context={config.context} and attention={config.attention} must not be negative"
+        )
+    if config.groups < 1 or half % config.groups:
+        fits = [g for g in range(1, half + 1) if half % g == 0]
+        near = sorted(sorted(fits, key=lambda g: abs(g - config.groups))[:2])
+        raise UserError(
+            f"gmlp: groups={config.groups} does not divide {half} channels; the nearest that do are "
+            f"{' and '.join(map(str, near))}"
+        )
