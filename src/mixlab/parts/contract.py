@@ -135,7 +135,7 @@ class Part(Component):
         """The part's own computation, for rows that hold one document each."""
         raise NotImplementedError(f"{type(self).__name__}.mix")
 
-    def mix_segments(self, x: Float[Tensor, "B T D"], segment: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    def mix_segments(self, x: Float[Tensor, "B T D"], segment: Int[Tensor, "B T"], **rest: Any) -> Float[Tensor, "B T D"]:
         """Mix packed rows: cut them at the starts, run the pieces as rows, put them back.
 
         Correct for every causal part, because the padding stands to the right of each piece.
@@ -148,7 +148,7 @@ class Part(Component):
         offset = torch.arange(len(piece), device=x.device) - first[piece]
         rows = x.new_zeros(len(first), int(offset.max()) + 1, x.shape[2])
         rows = rows.index_put((piece, offset), x.flatten(0, 1))
-        mixed, _ = self.mix(rows, None)
+        mixed, _ = self.mix(rows, None, **rest)
         return mixed[piece, offset].view_as(x)
 
     def init_state(

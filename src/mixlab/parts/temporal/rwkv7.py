@@ -1,0 +1,249 @@
+"""RWKV-7: a matrix memory a head, rewritten at every step by a generalised delta rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mixlab.errors import UserError
+from mixlab.parts.contract import Part, Place, Role, Split, register, state_dtype
+from mixlab.parts.temporal.delta_rule import delta_rule, delta_rule_flops
+
+SLOWEST = math.exp(-0.5)
+"""Largest -log w: a step keeps between exp(-0.6065) = 0.5453 and all of the memory."""
+
+NORM_EPS = 64e-5
+"""Added to a head's variance; the official code's, whatever the head width."""
+
+
+class RWKV7State(NamedTuple):
+    """The last input, for the token shift, and each head's memory."""
+
+    shift: Float[Tensor, "B D"]
+    memory: Float[Tensor, "B H V K"]
+
+
+def default_heads(dim: int) -> int:
+    """The divisor of D nearest to D / 64 (the paper's head width), but to 2 in narrow models, so that a
+    tensor-parallel pair has a head each."""
+    fits = [h for h in range(1, dim + 1) if dim % h == 0]
+    return min(fits, key=lambda h: (abs(h - max(2, dim / 64)), h))
+
+
+def default_rank(dim: int, factor: float) -> int:
+    """factor sqrt(D) to the nearest multiple of 32, at least 32: the official code's suggestion."""
+    return max(32, 32 * round(factor * dim**0.5 / 32))
+
+
+class LowRank(nn.Module):
+    """x -> up(act(down(x))), D -> rank -> D."""
+
+    def __init__(self, dim: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, rank, bias=False)
+        self.up = nn.Linear(rank, dim, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Zero down, orthogonal up of gain 0.1: the output is 0 and the gradient of `down` is not."""
+        nn.init.zeros_(self.down.weight)
+        dim, rank = self.up.weight.shape
+        nn.init.orthogonal_(self.up.weight, gain=0.1 * max(1.0, rank / dim) ** 0.5)
+
+
+@register("temporal", "rwkv7")
+class RWKV7(Part):
+    """S <- S (diag(w) - kk (a kk)^T) + v k^T, read by r; w, a, v and the gate depend on the token.
+
+    The value of the first such layer is mixed into those of the later ones; it travels in `carry`.
+    """
+
+    paper = "Peng et al. 2025, RWKV-7 Goose with Expressive Dynamic State Evolution, arXiv 2503.14456"
+    carries = True
+
+    decay_bias: nn.Parameter
+    rate_bias: nn.Parameter
+    residual_bias: nn.Parameter
+    k_k: nn.Parameter
+    k_a: nn.Parameter
+    r_k: nn.Parameter
+    norm_gain: nn.Parameter
+    norm_shift: nn.Parameter
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """heads: 0 takes `default_heads`. decay_rank, rate_rank, value_rank, gate_rank: inner widths of what
+        makes w, a, the value residual and g; 0 takes `default_rank` (2.5, 2.5, 1.7 and 5 times sqrt(D), the
+        official code). chunk: steps computed as one matrix product; 32 was fastest on two cores.
+        """
+
+        heads: int = 0
+        decay_rank: int = 0
+        rate_rank: int = 0
+        value_rank: int = 0
+        gate_rank: int = 0
+        chunk: int = 32
+
+    def __init__(self, config: Any, place: Place) -> None:
+        super().__init__(config, place)
+        D = self.dim
+        self.heads = config.heads or default_heads(D)
+        if self.heads < 1 or D % self.heads:
+            fits = sorted((h for h in range(1, D + 1) if D % h == 0), key=lambda h: (abs(h - self.heads), h))
+            near = " and ".join(map(str, sorted(fits[:2])))
+            raise UserError(f"rwkv7: {self.heads} heads do not divide the width {D}; the nearest are {near}")
+        if not 1 <= config.chunk <= 128:
+            raise UserError(f"rwkv7: chunk must be from 1 to 128 (float32's range), got {config.chunk}")
+        for name in ("decay_rank", "rate_rank", "value_rank", "gate_rank"):
+            if getattr(config, name) < 0:
+                raise UserError(f"rwkv7: {name} must be 0 (default) or positive, got {getattr(config, name)}")
+        self.width = D // self.heads
+        self.mix_last = nn.Parameter(torch.empty(6, D))  # shares of the last token in r, w, k, v, a, g
+        self.r, self.k, self.v, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))
+        ranks = [
+            config.decay_rank or default_rank(D, 2.5),
+            config.rate_rank or default_rank(D, 2.5),
+            config.gate_rank or default_rank(D, 5.0),
+            config.value_rank or default_rank(D, 1.7),
+        ]
+        self.decay, self.rate, self.gate = (LowRank(D, rank) for rank in ranks[:3])
+        self.ranks = sum(ranks if place.layer else ranks[:3])
+        vectors = ["decay_bias", "rate_bias", "k_k", "k_a", "r_k", "norm_gain", "norm_shift"]
+        self.residual: LowRank | None = None
+        if place.layer > 0:  # the bottom layer has no earlier value to mix in
+            self.residual = LowRank(D, ranks[3])
+            vectors.append("residual_bias")
+        for name in vectors:
+            self.register_parameter(name, nn.Parameter(torch.empty(D)))
+
+    def reset_parameters(self) -> None:
+        """The official code's values, by layer, channel i and place in the head (docs/parts/rwkv7.md)."""
+        D, layer, depth = self.dim, self.place.layer, self.place.depth
+        rise = layer / max(1, depth - 1)  # 0 to 1
+        fall = 1 - layer / depth  # 1 to almost 0
+        i = torch.arange(D, dtype=torch.float64)
+        slope = i / max(1, D - 1) - 0.5
+        n = (i % self.width) * 2 / max(1, self.width - 1) - 1
+        zigzag = n * n.abs()
+        powers = torch.tensor([0.2, 0.9, 0.7, 0.7, 0.9, 0.2], dtype=torch.float64)[:, None]
+        values = {
+            "mix_last": 1 - (i / D) ** (powers * fall),
+            "decay_bias": -5.5 + 6 * (i / max(1, D - 1)) ** (1 + rise**0.3) + 2.5 * zigzag,
+            "rate_bias": -0.19 + 0.3 * zigzag + 0.4 * slope,
+            "residual_bias": 0.73 - 0.4 * slope,
+            "k_k": 0.71 - 0.1 * slope,
+            "k_a": torch.full((D,), 1.02),
+            "r_k": torch.full((D,), -0.04),
+            "norm_gain": torch.full((D,), ((1 + layer) / depth) ** 0.7),
+            "norm_shift": torch.zeros(D),
+        }
+        for name, parameter in self.named_parameters(recurse=False):
+            parameter.data.copy_(values[name])
+        for linear, gain in ((self.r, 1.0), (self.k, 0.1), (self.v, 1.0)):
+            nn.init.orthogonal_(linear.weight, gain=gain)
+        nn.init.zeros_(self.out.weight)
+        for low_rank in (m for m in self.children() if isinstance(m, LowRank)):
+            low_rank.reset_parameters()
+
+    def parameter_roles(self) -> dict[str, Role]:
+        """What makes w and a acts on the memory at every step; vectors scale, shift or mix."""
+        roles: dict[str, Role] = {}
+        for name, parameter in self.named_parameters():
+            recurrent = name.startswith(("decay", "rate"))
+            matrix = parameter.ndim > 1 and name != "mix_last"
+            roles[name] = "recurrence" if recurrent else "matrix" if matrix else "gain"
+        return roles
+
+    def parameter_count(self) -> int:
+        """r, k, v and out; the low-rank pairs; six shifts and seven or eight vectors."""
+        vectors = 14 if self.place.layer else 13
+        return self.dim * (4 * self.dim + 2 * self.ranks + vectors)
+
+    def flops(self, T: int) -> int:
+        """Projections, low-rank pairs and the delta rule."""
+        projections = 2 * T * self.dim * (4 * self.dim + 2 * self.ranks)
+        return projections + delta_rule_flops(T, self.heads, self.width, self.config.chunk)
+
+    def init_state(
+        self, batch_size: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype
+    ) -> RWKV7State:
+        """Zeros."""
+        kept = state_dtype(dtype)
+        memory = torch.zeros(batch_size, self.heads, self.width, self.width, device=device, dtype=kept)
+        return RWKV7State(torch.zeros(batch_size, self.dim, device=device, dtype=kept), memory)
+
+    def state_bytes(self, T: int, dtype: torch.dtype) -> int:
+        """A vector and a square matrix a head, whatever T."""
+        return self.dim * (1 + self.width) * state_dtype(dtype).itemsize
+
+    def tensor_plan(self) -> Mapping[str, Split]:
+        """Whole heads on each device; the inner sides of the low-rank pairs, read by every head, on all."""
+        plan: dict[str, Split] = {"mix_last": "shared"}
+        for name, module in self.named_children():
+            if isinstance(module, LowRank):
+                plan |= {f"{name}.down": "shared", f"{name}.up": "column"}
+            else:
+                plan[name] = "row" if name == "out" else "column"
+        vectors = [name for name, _ in self.named_parameters(recurse=False) if name != "mix_last"]
+        return plan | dict.fromkeys(vectors, "column")
+
+    def tensor_units(self) -> int:
+        """Heads."""
+        return self.heads
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: Any = None,
+        *,
+        segment: Int[Tensor, "B T"] | None = None,
+        carry: dict[str, Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], Any]:
+        """As `Part.forward`; carry["value"] is the bottom layer's v, made by whichever layer finds none.
+
+        Packed rows are cut alike in every layer of a call, so the value is carried as it was cut.
+        """
+        if segment is None:
+            return self.mix(x, state, carry)
+        if state is not None:
+            raise ValueError("segment numbers whole packed rows and cannot continue a state")
+        return self.mix_segments(x, segment, carry=carry), None
+
+    def mix(
+        self, x: Float[Tensor, "B T D"], state: Any, carry: dict[str, Tensor] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], Any]:
+        """The paper's equations 3 to 22, in the official numpy reference's order and names."""
+        kept, (B, _, D) = state_dtype(x.dtype), x.shape
+        before = x.new_zeros(B, D) if state is None else state.shift.to(x.dtype)
+        last = torch.cat((before[:, None], x[:, :-1]), 1)
+        mixed = torch.addcmul(x, last - x, self.mix_last.to(x.dtype)[:, None, None])
+        x_r, x_w, x_k, x_v, x_a, x_g = mixed.unbind(0)  # (6, B, T, D) -> 6 times (B, T, D)
+        r, k, v = self.r(x_r).to(kept), self.k(x_k).to(kept), self.v(x_v).to(kept)
+        low = self.decay.up(torch.tanh(self.decay.down(x_w))).to(kept)
+        log_w = -SLOWEST * torch.sigmoid(low + self.decay_bias)
+        a = torch.sigmoid(self.rate.up(self.rate.down(x_a)) + self.rate_bias)
+        g = self.gate.up(torch.sigmoid(self.gate.down(x_g)))
+        first = v if carry is None else carry.setdefault("value", v)
+        if self.residual is not None:
+            share = torch.sigmoid(self.residual.up(self.residual.down(x_v)) + self.residual_bias)
+            v = v + (first - v) * share
+        kk = F.normalize(self._by_head(k * self.k_k), dim=-1, eps=1e-12)
+        k = k * (1 + (a - 1) * self.k_a)
+        r, log_w, k, v, a = (self._by_head(h) for h in (r, log_w, k, v, a))  # (B, T, H, K)
+        memory = kk.new_zeros(B, r.shape[2], self.width, self.width) if state is None else state.memory
+        with torch.autocast(x.device.type, enabled=False):
+            y, memory = delta_rule(r, log_w, k, v, -kk, kk * a, memory, self.config.chunk)
+        y = F.layer_norm(y, (self.width,), eps=NORM_EPS).flatten(2) * self.norm_gain + self.norm_shift
+        y = y + ((r * k * self._by_head(self.r_k)).sum(-1, keepdim=True) * v).flatten(2)
+        y = self.out((y * g).to(x.dtype))
+        return y, None if state is None else RWKV7State(x[:, -1].to(kept), memory)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., H, K)."""
+        return x.unflatten(-1, (-1, self.width))
