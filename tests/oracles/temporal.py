@@ -8,11 +8,11 @@ import math
 import torch
 
 
-def rotate_pairs(vector, position, base):
-    """Turn the pair (i, i + K/2) of one head's vector by position x base^(-2i/K)."""
+def rotate_pairs(vector, position, base, kept=1.0):
+    """Turn the pair (i, i + K/2) of one head's vector by position x base^(-2i/K); the first of them."""
     K = len(vector)
     turned = list(vector)
-    for i in range(K // 2):
+    for i in range(int(kept * K // 2)):
         angle = position * base ** (-2 * i / K)
         a, b = vector[i], vector[i + K // 2]
         turned[i] = a * math.cos(angle) - b * math.sin(angle)
@@ -20,28 +20,54 @@ def rotate_pairs(vector, position, base):
     return torch.stack(turned)
 
 
+def slope(h, H):
+    """ALiBi's for a number of heads that is a power of two: 2^(-8/H), 2^(-16/H), ..."""
+    return 2 ** (-8 * (h + 1) / H)
+
+
+def score(p, q, k, distance, h, H, config, position):
+    """What the exponential is taken of: one query, one key."""
+    temperature = config.temperature
+    if config.learned_temperature:
+        temperature = torch.exp(p["log_temperature"][h])
+    value = q @ k / math.sqrt(len(q)) / temperature
+    if config.softcap:
+        value = config.softcap * torch.tanh(value / config.softcap)
+    return value - slope(h, H) * distance if position == "alibi" else value
+
+
 def attention(p, x, config, position):
-    """Equation 1 of Vaswani et al., head by head, the sum cut off at the present."""
+    """Equation 1 of Vaswani et al., head by head, the sum cut off at the present and before the window."""
     D = x.shape[2]
     H = config.heads or 4
     G = config.kv_heads or H
     K = D // H
+    kept = {"rope": 1.0, "p-rope": 0.75}.get(position, 0.0)
+
+    def project(name, v, h, t):
+        part = slice(h * K, (h + 1) * K)
+        v = p[f"{name}.weight"][part] @ v
+        if config.bias in ("qkv", "all"):
+            v = v + p[f"{name}.bias"][part]
+        if config.qk_norm and name != "v":
+            v = v / torch.sqrt((v * v).mean() + 1e-6) * p[f"{name}_norm.gain"]
+        return v if name == "v" else rotate_pairs(v, t, 10_000.0, kept)
+
     rows = []
     for row in x:
         outputs = []
         for t in range(len(row)):
+            past = range(max(0, t + 1 - config.window) if config.window else 0, t + 1)
             heads = []
             for h in range(H):
                 g = h * G // H  # consecutive query heads share a key-value head
-                q = p["q.weight"][h * K : (h + 1) * K] @ row[t]
-                keys = [p["k.weight"][g * K : (g + 1) * K] @ row[s] for s in range(t + 1)]
-                values = [p["v.weight"][g * K : (g + 1) * K] @ row[s] for s in range(t + 1)]
-                if position == "rope":
-                    q = rotate_pairs(q, t, 10_000.0)
-                    keys = [rotate_pairs(k, s, 10_000.0) for s, k in enumerate(keys)]
-                scores = torch.stack([q @ k / math.sqrt(K) for k in keys]).exp()
+                q = project("q", row[t], h, t)
+                keys, values = ([project(n, row[s], g, s) for s in past] for n in "kv")
+                pairs = zip(past, keys, strict=True)
+                scores = torch.stack([score(p, q, k, t - s, h, H, config, position) for s, k in pairs]).exp()
                 heads.append(sum(a * v for a, v in zip(scores / scores.sum(), values, strict=True)))
-            outputs.append(p["out.weight"] @ torch.cat(heads))
+            y = p["out.weight"] @ torch.cat(heads)
+            outputs.append(y + p["out.bias"] if config.bias in ("out", "all") else y)
         rows.append(torch.stack(outputs))
     return torch.stack(rows)
 
@@ -120,6 +146,16 @@ VARIANTS = [
     ("temporal", "attention", {"heads": 4}, "none"),
     ("temporal", "attention", {"heads": 4, "kv_heads": 2}, "rope"),
     ("temporal", "attention", {"heads": 2, "kv_heads": 1}, "rope"),
+    ("temporal", "attention", {"heads": 4, "kv_heads": 2, "window": 3, "bias": "all"}, "rope"),
+    ("temporal", "attention", {"heads": 2, "kv_heads": 1, "window": 2, "qk_norm": True}, "alibi"),
+    ("temporal", "attention", {"heads": 4, "bias": "out", "temperature": 0.7}, "alibi"),
+    ("temporal", "attention", {"heads": 2, "window": 4, "softcap": 2.0, "bias": "qkv"}, "p-rope"),
+    (
+        "temporal",
+        "attention",
+        {"heads": 4, "kv_heads": 2, "softcap": 3.0, "learned_temperature": True},
+        "alibi",
+    ),
     ("temporal", "window", {"size": 2}, "none"),
     ("temporal", "window", {"size": 30, "ratio": 0.5}, "none"),
     ("temporal", "lstm", {"ratio": 1.5}, "none"),

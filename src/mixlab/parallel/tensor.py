@@ -83,6 +83,8 @@ def apply_tensor_plan(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
             owner = part.get_submodule(parent)
             if leaf in owner._parameters:
                 _divide(owner, {leaf: split}, mesh)
+            elif leaf in owner._buffers:
+                _divide_buffer(owner, leaf, split, mesh)
             else:
                 target = owner.get_submodule(leaf)
                 _divide(target, {key: split for key, _ in target.named_parameters(recurse=False)}, mesh)
@@ -108,6 +110,13 @@ def _divide(owner: nn.Module, splits: Mapping[str, Split], mesh: DeviceMesh) -> 
     base = type(owner)
     extra: dict[str, Any] = {"forward": _row_forward(group)} if "row" in splits.values() else {}
     owner.__class__ = type(f"Split{base.__name__}", (base,), {**members, **extra})
+
+
+def _divide_buffer(owner: nn.Module, name: str, split: Split, mesh: DeviceMesh) -> None:
+    """Keep this process's piece of a constant that has a number a unit; no gradient needs a sum."""
+    whole = owner._buffers[name]
+    if whole is not None and split == "column":
+        owner._buffers[name] = whole.chunk(mesh.size())[mesh.get_local_rank()].clone()
 
 
 def _reader(name: str, shared: ProcessGroup | None) -> Callable[[nn.Module], Tensor]:

@@ -183,8 +183,9 @@ def check_bookkeeping(case: Case) -> None:
     for name, linear in part.adaptable_linears().items():
         expect(part.get_submodule(name) is linear, f"adaptable_linears: {name} is not that module")
         expect(isinstance(linear, nn.Linear), f"adaptable_linears: {name} is not a Linear")
+    held = names | {name for name, _ in part.named_buffers()}
     for name, split in part.tensor_plan().items():
-        module = part.get_submodule(name) if name not in names else None
+        module = part.get_submodule(name) if name not in held else None
         expect(split != "row" or isinstance(module, nn.Linear), f"tensor_plan: row-split {name} is no Linear")
         expect(split in get_args(Split), f"tensor_plan: unknown split {split} for {name}")
     expect(bool(part.tensor_plan()) == (part.tensor_units() > 0), "tensor_plan and tensor_units disagree")

@@ -1,27 +1,39 @@
-"""Causal softmax attention with a preallocated cache of keys and values."""
+"""Causal softmax attention, over all of the past or a window of it, with a cache of keys and values."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mixlab.errors import UserError
-from mixlab.parts.contract import Part, Place, Split, get, init_linear, register
-from mixlab.parts.position import Position
+from mixlab.parts.contract import Part, Place, Split, get, init_linear, register, state_dtype
+from mixlab.parts.norm import RMSNorm
+from mixlab.parts.position import LinearBias, Position
 
 
 class AttentionState(NamedTuple):
-    """Keys and values of the first `length` tokens, in buffers with room for more."""
+    """Keys and values of the tokens seen, `length` in all: that of position p in slot p modulo the number
+    of slots S, which is the room that was asked for or, if less, the window."""
 
     keys: Float[Tensor, "B H S K"]
     values: Float[Tensor, "B H S K"]
     length: Int[Tensor, ""]
+
+
+class Scoring(NamedTuple):
+    """How scores are made: softmax(softcap(scale Q K^T) - slope x distance), within the window."""
+
+    scale: float | None = None
+    softcap: float = 0.0
+    window: int = 0
+    slopes: Float[Tensor, "H"] | None = None
 
 
 def default_heads(dim: int) -> int:
@@ -58,109 +70,259 @@ class Attention(Part):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """heads: 0 takes `default_heads`. kv_heads: 0 takes one a head."""
+        """heads: 0 takes `default_heads`. kv_heads: 0 takes one a head; 1 is multi-query (Shazeer 2019).
+        window: how many tokens each sees, itself included (Beltagy et al. 2020); 0 is all.
+        bias: which projections have one: GPT-2 all, Qwen2 qkv, RecurrentGemma out.
+        qk_norm: RMSNorm over each head's queries and keys, before positions turn them (Henry et al. 2020;
+        placed as in Qwen3 and Gemma 3); its eps is the model's default, 1e-6.
+        softcap: c in c tanh(scores / c), 0 is off (Gemma 2: 50).
+        temperature: divides the scores, after sqrt(K) and before the cap; with learned_temperature, what a
+        factor of each head's own starts at, kept positive as an exponential.
+        """
 
         heads: int = 0
         kv_heads: int = 0
+        window: int = 0
+        bias: Literal["none", "qkv", "out", "all"] = "none"
+        qk_norm: bool = False
+        softcap: float = 0.0
+        temperature: float = 1.0
+        learned_temperature: bool = False
 
     def __init__(self, config: Any, place: Place) -> None:
         super().__init__(config, place)
         self.heads = config.heads or default_heads(self.dim)
         self.kv_heads = config.kv_heads or self.heads
         check_heads(self.dim, self.heads, self.kv_heads)
+        if config.window < 0 or config.softcap < 0 or config.temperature <= 0:
+            raise UserError(
+                "attention needs window >= 0, softcap >= 0 and temperature > 0, got "
+                f"window={config.window}, softcap={config.softcap}, temperature={config.temperature}"
+            )
         self.width = self.dim // self.heads
-        self.q = nn.Linear(self.dim, self.dim, bias=False)
-        self.k = nn.Linear(self.dim, self.kv_heads * self.width, bias=False)
-        self.v = nn.Linear(self.dim, self.kv_heads * self.width, bias=False)
-        self.out = nn.Linear(self.dim, self.dim, bias=False)
-        self.position = self._position(place)
+        inner, outer = (config.bias in (one, "all") for one in ("qkv", "out"))
+        self.q = nn.Linear(self.dim, self.dim, bias=inner)
+        self.k = nn.Linear(self.dim, self.kv_heads * self.width, bias=inner)
+        self.v = nn.Linear(self.dim, self.kv_heads * self.width, bias=inner)
+        self.out = nn.Linear(self.dim, self.dim, bias=outer)
+        head = Place(dim=self.width, context=place.context)
+        self.q_norm = RMSNorm(RMSNorm.Config(), head) if config.qk_norm else None
+        self.k_norm = RMSNorm(RMSNorm.Config(), head) if config.qk_norm else None
+        self.log_temperature = nn.Parameter(torch.empty(self.heads)) if config.learned_temperature else None
+        scheme = self._position(place, head)
+        biased = isinstance(scheme, LinearBias)
+        self.register_buffer("slopes", LinearBias.slopes(self.heads) if biased else None, persistent=False)
+        self.position = None if biased else scheme
 
-    def _position(self, place: Place) -> Position | None:
+    @staticmethod
+    def _position(place: Place, head: Place) -> Position | None:
         """The model's scheme, at head width, if it is one that acts inside attention."""
         if place.position is None:
             return None
         scheme = get("position", place.position.name)
-        if not issubclass(scheme, Position) or scheme.acts_on != "attention":
+        if not issubclass(scheme, Position) or scheme.acts_on not in ("attention", "scores"):
             return None
-        return scheme(place.position.config, Place(dim=self.width, context=place.context))
+        return scheme(place.position.config, head)
 
     def reset_parameters(self) -> None:
-        """N(0, 0.02); the projection that writes to the residual stream divided by sqrt(2N) (GPT-2)."""
+        """N(0, 0.02); the projection that writes to the residual stream divided by sqrt(2N) (GPT-2). Biases
+        at zero, norms at unit gain."""
         for linear in (self.q, self.k, self.v):
             init_linear(linear, 0.02)
         init_linear(self.out, 0.02 * self.place.residual_scale)
+        if self.q_norm is not None and self.k_norm is not None:
+            self.q_norm.reset_parameters()
+            self.k_norm.reset_parameters()
+        if self.log_temperature is not None:
+            nn.init.constant_(self.log_temperature, math.log(self.config.temperature))
 
     def parameter_count(self) -> int:
-        """Queries and output D x D, keys and values D x H_kv K."""
-        return 2 * self.dim * (self.dim + self.kv_heads * self.width)
+        """Queries and output D x D, keys and values D x H_kv K, and the vectors that are asked for."""
+        c, narrow = self.config, self.kv_heads * self.width
+        biases = (self.dim + 2 * narrow) * (c.bias in ("qkv", "all")) + self.dim * (c.bias in ("out", "all"))
+        vectors = 2 * self.width * c.qk_norm + self.heads * c.learned_temperature
+        return 2 * self.dim * (self.dim + narrow) + biases + vectors
 
     def flops(self, T: int) -> int:
-        """Four projections, then scores and weighted sums over the full T x T square."""
-        return 2 * T * self.parameter_count() + 4 * T * T * self.dim
+        """Four projections, then scores and weighted sums over the whole squares that are computed: T x T,
+        or, beyond a window w, one of w x w and then w queries at a time over 2w keys."""
+        w = self.config.window
+        square = T * T
+        if 0 < w < T:
+            blocks, rest = divmod(T, w)
+            square = w * w + (blocks - 1) * 2 * w * w + rest * (w + rest)
+        return 4 * T * self.dim * (self.dim + self.kv_heads * self.width) + 4 * square * self.dim
 
     def init_state(
         self, batch_size: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype
     ) -> AttentionState:
-        """Empty buffers for `max_length` tokens."""
-        shape = (batch_size, self.kv_heads, max_length, self.width)
+        """Empty buffers for `max_length` tokens, or for a window of them."""
+        room = min(max_length, self.config.window or max_length)
+        shape = (batch_size, self.kv_heads, room, self.width)
         empty = torch.zeros(shape, device=device, dtype=dtype)
         return AttentionState(empty, empty.clone(), torch.zeros((), dtype=torch.int64))
 
     def state_bytes(self, T: int, dtype: torch.dtype) -> int:
-        """A key and a value a token, and the counter."""
-        return 2 * T * self.kv_heads * self.width * dtype.itemsize + torch.int64.itemsize
+        """A key and a value a token within the window, and the counter."""
+        kept = min(T, self.config.window or T)
+        return 2 * kept * self.kv_heads * self.width * dtype.itemsize + torch.int64.itemsize
 
     def tensor_plan(self) -> Mapping[str, Split]:
         """Whole heads on each device, as the softmax is local to its head; a single key-value head, which
-        every query reads, stays on all."""
+        every query reads, stays on all, and so do norms that all heads share."""
         keys: Split = "column" if self.kv_heads > 1 else "shared"
-        return {"q": "column", "k": keys, "v": keys, "out": "row"}
+        plan: dict[str, Split] = {"q": "column", "k": keys, "v": keys, "out": "row"}
+        if self.config.qk_norm:
+            plan |= {"q_norm": "shared", "k_norm": "shared"}
+        if self.log_temperature is not None:
+            plan["log_temperature"] = "column"
+        if self.slopes is not None:
+            plan["slopes"] = "column"
+        return plan
 
     def tensor_units(self) -> int:
         """Heads, in groups that share keys and values."""
         return self.kv_heads if self.kv_heads > 1 else self.heads
 
+    def _scoring(self) -> Scoring:
+        """The knobs as `attend` takes them; the default leaves everything to the fused kernel."""
+        c = self.config
+        fixed = c.temperature != 1 and not c.learned_temperature
+        scale = self.width**-0.5 / c.temperature if fixed else None
+        return Scoring(scale, c.softcap, c.window, cast("Tensor | None", self.slopes))
+
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """Project, turn by position, append to the cache, attend, project back."""
         q, k, v = (f(x).unflatten(-1, (-1, self.width)) for f in (self.q, self.k, self.v))  # (B, T, H, K)
         start = 0 if state is None else int(state.length)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if self.position is not None:
             q, k = self.position(q, start), self.position(k, start)
+        if self.log_temperature is not None:
+            q = q * torch.exp(-self.log_temperature).to(q.dtype).unsqueeze(-1)
         q, k, v = (h.transpose(1, 2) for h in (q, k, v))  # (B, T, H, K) -> (B, H, T, K)
+        scoring = self._scoring()
         if state is not None:
-            state = append(state, k, v)
-            k, v = (cache[:, :, : start + x.shape[1]].to(q.dtype) for cache in state[:2])
-        y = attend(q, k, v)
+            k, v, state = extend(state, k, v, scoring)
+        y = attend(q, k, v, scoring)
         return self.out(y.transpose(1, 2).flatten(2)), state  # (B, H, T, K) -> (B, T, D)
 
 
-def append(state: AttentionState, k: Float[Tensor, "B H T K"], v: Float[Tensor, "B H T K"]) -> AttentionState:
-    """Write new keys and values behind the cached ones; in place unless a gradient is recorded.
+def extend(
+    state: AttentionState, k: Float[Tensor, "B H T K"], v: Float[Tensor, "B H T K"], scoring: Scoring
+) -> tuple[Float[Tensor, "B H S K"], Float[Tensor, "B H S K"], AttentionState]:
+    """The keys and values that the T new tokens may see, and the state after them; oldest first, except that
+    one token alone, to which order means nothing without slopes, takes a full ring as it lies."""
+    start, room, T = int(state.length), state.keys.shape[2], k.shape[2]
+    stop = start + T
+    if stop > room == scoring.window and (T > 1 or scoring.slopes is not None):
+        past = (c[:, :, :start] if start <= room else c.roll(-start, 2) for c in state[:2])
+        keys, values = (torch.cat((c.to(h.dtype), h), 2) for c, h in zip(past, (k, v), strict=True))
+        return keys, values, append(state, k, v, scoring.window)
+    state = append(state, k, v, scoring.window)
+    return state.keys[:, :, :stop].to(k.dtype), state.values[:, :, :stop].to(v.dtype), state
 
-    Raises UserError when the buffers are full.
+
+def append(
+    state: AttentionState, k: Float[Tensor, "B H T K"], v: Float[Tensor, "B H T K"], window: int = 0
+) -> AttentionState:
+    """Write new keys and values behind the cached ones, or, in buffers of the window's size, over those that
+    left it; in place unless a gradient is recorded.
+
+    Raises UserError when the buffers are full and smaller than the window.
     """
     start, room = int(state.length), state.keys.shape[2]
     stop = start + k.shape[2]
-    if stop > room:
+    if stop > room != window:
         raise UserError(
             f"this state has room for {room} tokens, {stop} were given; ask for a larger max_length"
         )
+    slots: Any = slice(start, stop)
+    if stop > room:
+        k, v = k[:, :, -room:], v[:, :, -room:]
+        slots = torch.arange(stop - k.shape[2], stop, device=k.device) % room
     keys, values = state.keys, state.values
     if torch.is_grad_enabled():
         keys, values = keys.clone(), values.clone()
-    keys[:, :, start:stop] = k
-    values[:, :, start:stop] = v
+    keys[:, :, slots] = k.to(keys.dtype)
+    values[:, :, slots] = v.to(values.dtype)
     return AttentionState(keys, values, state.length.new_tensor(stop))
 
 
 def attend(
-    q: Float[Tensor, "B H T K"], k: Float[Tensor, "B G S K"], v: Float[Tensor, "B G S K"]
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G S K"],
+    v: Float[Tensor, "B G S K"],
+    scoring: Scoring = Scoring(),  # noqa: B008 - an immutable tuple of constants
 ) -> Float[Tensor, "B H T K"]:
-    """Scaled dot-product attention of the last T of S positions to all up to their own."""
+    """Attention of the last T of S positions to all up to their own, or to a window of them."""
     T, S = q.shape[2], k.shape[2]
+    if 0 < scoring.window < T:
+        return attend_in_blocks(q, k, v, scoring)
+    if scoring.softcap:
+        return attend_with_softcap(q, k, v, scoring)
     grouped = q.shape[1] != k.shape[1]
-    if T == S:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    if T == S and scoring.slopes is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scoring.scale, enable_gqa=grouped
+        )
     # is_causal would align the triangle to the first key, not the last.
-    mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    mask = bias_of(T, S, scoring, q)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scoring.scale, enable_gqa=grouped)
+
+
+def bias_of(
+    T: int, S: int, scoring: Scoring, like: Tensor
+) -> Float[Tensor, "1 H T S"] | Bool[Tensor, "T S"] | None:
+    """What is added to the scores of the last T of S positions, or which of them count; None if all do."""
+    limited = 0 < scoring.window < S
+    if T == 1 and not limited and scoring.slopes is None:
+        return None
+    index = torch.arange(S, device=like.device)
+    distance = index[S - T :, None] - index  # (T, S)
+    visible = distance >= 0
+    if limited:
+        visible &= distance < scoring.window
+    if scoring.slopes is None:
+        return visible
+    slopes = scoring.slopes.to(state_dtype(scoring.slopes.dtype))  # bf16 cannot count past 256
+    bias = -slopes[:, None, None] * distance  # (H, T, S)
+    return bias.masked_fill(~visible, -torch.inf).to(like.dtype).unsqueeze(0)
+
+
+def attend_with_softcap(
+    q: Float[Tensor, "B H T K"], k: Float[Tensor, "B G S K"], v: Float[Tensor, "B G S K"], scoring: Scoring
+) -> Float[Tensor, "B H T K"]:
+    """softmax(c tanh(scores / c)) V in plain operations: no fused kernel has the cap (Gemma 2, section 2)."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scale = q.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+    scores = (scale * q) @ k.transpose(2, 3)  # (B, H, T, S)
+    scores = scoring.softcap * torch.tanh(scores.to(state_dtype(scores.dtype)) / scoring.softcap)
+    bias = bias_of(q.shape[2], k.shape[2], scoring, scores)
+    if bias is not None:
+        scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else scores + bias
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def attend_in_blocks(
+    q: Float[Tensor, "B H T K"], k: Float[Tensor, "B G S K"], v: Float[Tensor, "B G S K"], scoring: Scoring
+) -> Float[Tensor, "B H T K"]:
+    """Sliding-window attention for T > w, at a cost linear in T: w queries at a time see the w keys before
+    their own. The first w see what the cache holds instead, and the remainder comes by itself."""
+    w = scoring.window
+    past, blocks = k.shape[2] - q.shape[2], q.shape[2] // w
+    new_k, new_v = k[:, :, past:], v[:, :, past:]
+    pieces = [attend(q[:, :, :w], k[:, :, : past + w], v[:, :, : past + w], scoring)]
+    if blocks > 1:
+        rows, keys, values = (
+            h[:, :, : blocks * w].unflatten(2, (blocks, w)).transpose(1, 2) for h in (q, new_k, new_v)
+        )  # (B, H, T, K) -> (B, N, H, w, K)
+        keys, values = (torch.cat((h[:, :-1], h[:, 1:]), 3).flatten(0, 1) for h in (keys, values))
+        middle = attend(rows[:, 1:].flatten(0, 1), keys, values, scoring)  # (B (N-1), H, w, K)
+        pieces.append(middle.unflatten(0, (-1, blocks - 1)).transpose(1, 2).flatten(2, 3))
+    if q.shape[2] > blocks * w:
+        before = (blocks - 1) * w
+        pieces.append(attend(q[:, :, blocks * w :], new_k[:, :, before:], new_v[:, :, before:], scoring))
+    return torch.cat(pieces, 2)
