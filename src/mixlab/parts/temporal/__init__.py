@@ -1,5 +1,3 @@
-"""Temporal mixing: between positions, never from a later to an earlier one."""
+"""Temporal mixing: between positions, never from mixlab.parts.temporal import attention, gmlp, recurrent, rglru, rwkv4, window
 
-from mixlab.parts.temporal import attention, gmlp, recurrent, rglru, window
-
-__all__ = ["attention", "gmlp", "recurrent", "rglru", "window"]
+__all__ = ["attention", "gmlp", "recurrent", "rglru", "rwkv4", "window"]
