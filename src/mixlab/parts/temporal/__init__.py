@@ -1,3 +1,5 @@
-"""Temporal mixing: between positions, never from mixlab.parts.temporal import attention, gmlp, recurrent, rglru, rwkv4, window
+"""Temporal mixing: between positions, never from a later to an earlier one."""
+
+from mixlab.parts.temporal import attention, gmlp, recurrent, rglru, rwkv4, window
 
 __all__ = ["attention", "gmlp", "recurrent", "rglru", "rwkv4", "window"]
