@@ -19,14 +19,22 @@ ACTIVATION = {
 }
 
 
+def gelu_tanh(h):
+    """Hendrycks & Gimpel's approximation."""
+    return h * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+
+
 def mlp(name):
-    """FFN(x) = W2 act(W1 x)."""
+    """FFN(x) = W2 act(W1 x + b1) + b2."""
 
     def run(p, x, config, position):
-        act = ACTIVATION[name]
-        return torch.stack(
-            [torch.stack([p["down.weight"] @ act(p["up.weight"] @ v) for v in row]) for row in x]
-        )
+        act = gelu_tanh if getattr(config, "tanh", False) else ACTIVATION[name]
+        b1, b2 = (p["up.bias"], p["down.bias"]) if config.bias else (0, 0)
+
+        def one(v):
+            return p["down.weight"] @ act(p["up.weight"] @ v + b1) + b2
+
+        return torch.stack([torch.stack([one(v) for v in row]) for row in x])
 
     return run
 
@@ -54,7 +62,10 @@ ORACLES = {
     ("feature", "none"): lambda p, x, config, position: 0 * x,
 }
 
-VARIANTS = [("feature", "swiglu", {"ratio": 2.0, "multiple": 4}, "none")]
+VARIANTS = [
+    ("feature", "swiglu", {"ratio": 2.0, "multiple": 4}, "none"),
+    ("feature", "gelu", {"bias": True, "tanh": True}, "none"),
+]
 
 
 def rmsnorm(p, x, eps):

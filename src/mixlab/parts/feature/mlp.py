@@ -35,30 +35,33 @@ def hidden_width(dim: int, ratio: float, multiple: int) -> int:
 
 
 class MLP(FeatureMix):
-    """W2 act(W1 x), no biases."""
+    """W2 act(W1 x + b1) + b2, the biases optional."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """ratio: hidden width over D, 4 since the paper. multiple: hidden width is rounded to it; 16
-        keeps matrix products on whole vector registers and splits over up to 16 devices."""
+        keeps matrix products on whole vector registers and splits over up to 16 devices. bias: the
+        paper's and GPT-2's b1 and b2; off as in Llama, PaLM and their like."""
 
         ratio: float = 4.0
         multiple: int = 16
+        bias: bool = False
 
     def __init__(self, config: Any, place: Place) -> None:
         super().__init__(config, place)
         self.hidden = hidden_width(self.dim, config.ratio, config.multiple)
-        self.up = nn.Linear(self.dim, self.hidden, bias=False)
-        self.down = nn.Linear(self.hidden, self.dim, bias=False)
+        self.up = nn.Linear(self.dim, self.hidden, bias=config.bias)
+        self.down = nn.Linear(self.hidden, self.dim, bias=config.bias)
 
     def reset_parameters(self) -> None:
-        """N(0, 0.02); the projection that writes to the residual stream divided by sqrt(2N) (GPT-2)."""
+        """N(0, 0.02); the projection that writes to the residual stream divided by sqrt(2N) (GPT-2). Biases
+        at zero."""
         init_linear(self.up, 0.02)
         init_linear(self.down, 0.02 * self.place.residual_scale)
 
     def parameter_count(self) -> int:
-        """2 D F."""
-        return 2 * self.dim * self.hidden
+        """2 D F, and F + D for the biases."""
+        return 2 * self.dim * self.hidden + self.config.bias * (self.hidden + self.dim)
 
     def flops(self, T: int) -> int:
         """Two products a token."""
@@ -77,7 +80,7 @@ class MLP(FeatureMix):
         raise NotImplementedError
 
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
-        """FFN(x) = W2 act(W1 x)."""
+        """FFN(x) = W2 act(W1 x + b1) + b2."""
         return self.down(self.activation(self.up(x))), state
 
 
@@ -94,13 +97,20 @@ class ReLU(MLP):
 
 @register("feature", "gelu")
 class GELU(MLP):
-    """W2 gelu(W1 x), with the exact Gaussian distribution function."""
+    """W2 gelu(W1 x), gelu(h) = h Phi(h) with the Gaussian distribution function."""
 
     paper = "Hendrycks & Gimpel 2016, Gaussian Error Linear Units"
 
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MLP.Config):
+        """tanh: the paper's approximation of Phi by a tanh, which GPT-2 was trained with; it differs from
+        the exact one by less than 5e-4."""
+
+        tanh: bool = False
+
     def activation(self, h: Tensor) -> Tensor:
-        """h Phi(h)."""
-        return F.gelu(h)
+        """h Phi(h), or h (1 + tanh(sqrt(2/pi) (h + 0.044715 h^3))) / 2."""
+        return F.gelu(h, approximate="tanh" if self.config.tanh else "none")
 
 
 @register("feature", "none")
