@@ -79,8 +79,11 @@ class LanguageModel(nn.Module):
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence the position scheme can tell apart; None if it has no bound."""
-        return None if self.position is None else self.position.limit
+        """Longest sequence that the position scheme can tell apart and every mixer can mix; None if there is
+        no bound."""
+        limits = [None if self.position is None else self.position.limit]
+        limits += [part.limit for block in self.layers() for part in (block.temporal, block.feature)]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def forward(
         self, tokens: Int[Tensor, "B T"], state: Any = None, *, segment: Int[Tensor, "B T"] | None = None

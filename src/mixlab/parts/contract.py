@@ -111,6 +111,9 @@ class Part(Component):
     mixes: ClassVar[bool] = True
     """False only for the part that stands for leaving a branch out."""
 
+    limit: int | None = None
+    """Longest sequence it can mix; None if it has no bound."""
+
     carries: ClassVar[bool] = False
     """True if `forward` takes `carry`: a dict, new for each call of the model, that hands tensors of this
     call from one layer's part up to the next (None where the part stands alone)."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mixlab.errors import UserError
 from mixlab.parts.contract import Part, Place, Role, Split, init_linear, register
 from mixlab.parts.feature.mlp import hidden_width
-from mixlab.parts.temporal.attention import AttentionState, append, attend
 
 EPS = 1e-5
 """Added to the variance, as in the model's own layer norm."""
@@ -25,12 +24,13 @@ accuracy, took this."""
 
 
 class GMLPState(NamedTuple):
-    """The normalised second halves of the first `length` tokens, in a buffer with room for more; with a tiny
-    attention, its keys and values too."""
+    """What the first `length` tokens left, in buffers with room for more: the normalised second halves of Z,
+    and the keys and values of the tiny attention (of width 0 without one)."""
 
     z2: Float[Tensor, "B S C"]
+    keys: Float[Tensor, "B S a"]
+    values: Float[Tensor, "B S a"]
     length: Int[Tensor, ""]
-    attention: AttentionState | None
 
 
 @register("temporal", "gmlp")
@@ -58,10 +58,10 @@ class GMLP(Part):
         super().__init__(config, place)
         self.hidden = hidden_width(self.dim, config.ratio, config.multiple)
         self.channels = self.hidden // 2
-        self.context = config.context or place.context
+        self.limit: int = config.context or place.context  # n: W has so many rows
         _check(config, self.hidden, self.channels)
         self.width = self.channels // config.groups
-        n = self.context
+        n = self.limit
         self.value = nn.Linear(self.dim, self.channels)
         self.gate = nn.Linear(self.dim, self.channels)
         self.gain = nn.Parameter(torch.empty(self.channels))
@@ -73,11 +73,6 @@ class GMLP(Part):
             self.qkv = nn.Linear(self.dim, 3 * config.attention, bias=False)
             self.lift = nn.Linear(config.attention, self.channels, bias=False)
         self.out = nn.Linear(self.channels, self.dim)
-
-    @property
-    def limit(self) -> int:
-        """n, the longest sequence that W has rows for."""
-        return self.context
 
     def reset_parameters(self) -> None:
         """W near 0 and b = 1, so that the block starts as V Z1; the projections N(0, 0.02), as in the other
@@ -96,7 +91,7 @@ class GMLP(Part):
 
     def parameter_count(self) -> int:
         """U, V and their biases, LN, W and b; the tiny attention's two products."""
-        n, a = self.context, self.config.attention
+        n, a = self.limit, self.config.attention
         linears = (self.hidden + self.channels) * self.dim + self.hidden + self.dim + 2 * self.channels
         spatial = (n if self.config.toeplitz else n * (n + 1) // 2) + n
         return linears + spatial + a * (3 * self.dim + self.channels)
@@ -112,18 +107,14 @@ class GMLP(Part):
         self, batch_size: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype
     ) -> GMLPState:
         """Empty buffers for `max_length` tokens, or for all that W has rows for."""
-        room = min(max_length, self.context)
-        length, a = torch.zeros((), dtype=torch.int64), self.config.attention
-        z2 = torch.zeros(batch_size, room, self.gate.weight.shape[0], device=device, dtype=dtype)
-        if not a:
-            return GMLPState(z2, length, None)
-        keys = torch.zeros(batch_size, 1, room, a, device=device, dtype=dtype)
-        return GMLPState(z2, length, AttentionState(keys, keys.clone(), length))
+        shape = (batch_size, min(max_length, self.limit))
+        widths = (self.gate.weight.shape[0], self.config.attention, self.config.attention)
+        z2, keys, values = (torch.zeros(*shape, width, device=device, dtype=dtype) for width in widths)
+        return GMLPState(z2, keys, values, torch.zeros((), dtype=torch.int64))
 
     def state_bytes(self, T: int, dtype: torch.dtype) -> int:
-        """Half of Z a token, a key and a value of the tiny attention; a counter for each."""
-        a = self.config.attention
-        return T * (self.channels + 2 * a) * dtype.itemsize + torch.int64.itemsize * (1 + bool(a))
+        """Half of Z, a key and a value of the tiny attention a token, and the counter."""
+        return T * (self.channels + 2 * self.config.attention) * dtype.itemsize + torch.int64.itemsize
 
     def tensor_plan(self) -> Mapping[str, Split]:
         """By channel, as W and b are the same for all; LN holds whole groups together, so that with the
@@ -143,19 +134,20 @@ class GMLP(Part):
         """Y = V s(gelu(U x)), s(Z) = Z1 * (W LN(Z2) + b) (equations 1 to 3)."""
         start = 0 if state is None else int(state.length)
         stop = start + x.shape[1]
-        if stop > self.context:
+        if stop > self.limit:
             raise UserError(
-                f"gmlp mixes sequences of up to {self.context} tokens, the context it was built for; "
+                f"gmlp mixes sequences of up to {self.limit} tokens, the context it was built for; "
                 f"{stop} were given"
             )
         z1, z2 = F.gelu(self.value(x)), self.normalise(F.gelu(self.gate(x)))  # (B, T, C), of 2 C = F
+        tiny = z2[..., :0] if self.qkv is None else self.qkv(x)
+        q, k, v = tiny.chunk(3, -1)  # (B, T, a) each
         if state is not None:
-            state = self.remember(state, z2)
-            z2 = state.z2[:, :stop].to(z2.dtype)
+            state = remember(state, z2, k, v)
+            z2, k, v = (kept[:, :stop].to(x.dtype) for kept in state[:3])
         mixed = self.rows(start, stop) @ z2 + self.bias[start:stop, None]  # (T, S) (B, S, C) -> (B, T, C)
         if self.qkv is not None:
-            y, state = self.attend(x, state)
-            mixed = mixed + y
+            mixed = mixed + self.lift(attend(q, k, v))
         return self.out(z1 * mixed.to(z1.dtype)), state
 
     def normalise(self, z: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
@@ -175,27 +167,37 @@ class GMLP(Part):
         stored = w[start * (start + 1) // 2 : stop * (stop + 1) // 2]
         return w.new_zeros(T, stop).masked_scatter(below, stored)
 
-    def remember(self, state: GMLPState, z2: Float[Tensor, "B T C"]) -> GMLPState:
-        """Write new halves behind the kept ones; in place unless a gradient is recorded."""
-        start, room = int(state.length), state.z2.shape[1]
-        stop = start + z2.shape[1]
-        if stop > room:
-            raise UserError(
-                f"this state has room for {room} tokens, {stop} were given; ask for a larger max_length"
-            )
-        kept = state.z2.clone() if torch.is_grad_enabled() else state.z2
-        kept[:, start:stop] = z2
-        return state._replace(z2=kept, length=state.length.new_tensor(stop))
 
-    def attend(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T C"], Any]:
-        """The tiny attention of aMLP: one head on the block's normalised input, added to the gate."""
-        assert self.qkv is not None
-        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, -1)  # (B, T, 3 a) -> (B, 1, T, a) each
-        if state is not None:
-            seen = append(state.attention, k, v)
-            state = state._replace(attention=seen)
-            k, v = (kept[:, :, : int(seen.length)].to(q.dtype) for kept in (seen.keys, seen.values))
-        return self.lift(attend(q, k, v).squeeze(1)), state
+def remember(
+    state: GMLPState, z2: Float[Tensor, "B T C"], k: Float[Tensor, "B T a"], v: Float[Tensor, "B T a"]
+) -> GMLPState:
+    """Write what new tokens leave behind the kept; in place unless a gradient is recorded.
+
+    Raises UserError when the buffers are full.
+    """
+    start, room = int(state.length), state.z2.shape[1]
+    stop = start + z2.shape[1]
+    if stop > room:
+        raise UserError(
+            f"this state has room for {room} tokens, {stop} were given; ask for a larger max_length"
+        )
+    buffers = [kept.clone() if torch.is_grad_enabled() else kept for kept in state[:3]]
+    for buffer, new in zip(buffers, (z2, k, v), strict=True):
+        buffer[:, start:stop] = new
+    return state._replace(
+        z2=buffers[0], keys=buffers[1], values=buffers[2], length=state.length.new_tensor(stop)
+    )
+
+
+def attend(
+    q: Float[Tensor, "B T a"], k: Float[Tensor, "B S a"], v: Float[Tensor, "B S a"]
+) -> Float[Tensor, "B T a"]:
+    """The tiny attention of aMLP, one head: the last T of S tokens to all up to their own."""
+    T, S = q.shape[1], k.shape[1]
+    q, k, v = q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)  # (B, 1, S, a)
+    # is_causal would align the triangle to the first key, not the last.
+    mask = None if T in (1, S) else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=T == S).squeeze(1)
 
 
 def _check(config: Any, hidden: int, half: int) -> None:
