@@ -63,7 +63,7 @@ def assert_equal(ours, theirs, T=40):
         {"rope_parameters": {"rope_type": "yarn", **EXTENDED, "beta_fast": 2.0, "beta_slow": 0.5}},
         {
             "rope_parameters": {
-                "rope_type": "llama3", **EXTENDED, "low_freq_factor": 1.0, "high_freq_factor": 2.0
+                "rope_type": "llama3", **EXTENDED, "low_freq_factor": 0.5, "high_freq_factor": 2.0
             }
         },
     ],

@@ -11,9 +11,14 @@ from mixlab.parts.position import interleaved_to_half
 from tests.oracles.feature import layernorm, rmsnorm, sinusoid
 
 
-def rotary(width, base=10_000.0):
+def rotary(width, context=256, **knobs):
     scheme = get("position", "rope")
-    return scheme.build(scheme.Config(base=base), dim=width)
+    return scheme.build(scheme.Config(**knobs), dim=width, context=context)
+
+
+def p_rope(width, kept):
+    scheme = get("position", "p-rope")
+    return scheme.build(scheme.Config(kept=kept), dim=width)
 
 
 @pytest.mark.parametrize(("name", "oracle"), [("rmsnorm", rmsnorm), ("layernorm", layernorm)])
@@ -111,6 +116,120 @@ def test_rope_pairs_halves_and_equals_the_interleaved_convention_after_reorderin
     assert torch.allclose(torch.einsum("bthk,bshk->bhts", q, k), theirs, atol=1e-12)
     plain = torch.einsum("bthk,bshk->bhts", rope(heads(wq)), rope(heads(wk)))
     assert not torch.allclose(plain, theirs, atol=1e-3)
+
+
+def test_p_rope_lies_between_no_positions_and_rope():
+    """Appendix D: p = 0 turns nothing, p = 1 is RoPE, p = 0.75 keeps 96 of the 128 pairs of a head of 256."""
+    x = torch.randn(1, 9, 2, 256, dtype=torch.float64)
+    assert torch.equal(p_rope(256, 0.0)(x, 5), x)
+    assert torch.equal(p_rope(256, 1.0)(x, 5), rotary(256)(x, 5))
+    turned = p_rope(256, 0.75)(x, 5)
+    moved = (turned != x).any(1).any(1)[0].unflatten(0, (2, 128)).any(0)
+    assert torch.equal(moved, torch.arange(128) < 96)  # the lowest frequencies are the last pairs
+    assert torch.equal(turned[..., :96], rotary(256)(x, 5)[..., :96])  # the others keep their own frequency
+
+
+def test_rope_on_a_share_of_the_channels_leaves_the_rest_alone():
+    x = torch.randn(1, 7, 2, 32, dtype=torch.float64)
+    turned = rotary(32, channels=0.25)(x, 3)
+    assert torch.equal(turned[..., 8:], x[..., 8:])
+    assert torch.equal(turned[..., :8], rotary(8)(x[..., :8], 3))
+    with pytest.raises(UserError, match="channels=0.3 of a head of 10 is 3; it must be an even number"):
+        rotary(10, channels=0.3)
+
+
+def test_position_interpolation_squeezes_the_longer_context_into_the_trained_one():
+    x = torch.randn(1, 1, 1, 16, dtype=torch.float64)
+    long = rotary(16, scaling="linear", factor=4.0)
+    assert torch.allclose(long(x, 100), rotary(16)(x, 25), atol=1e-12)
+
+
+def test_ntk_keeps_the_highest_frequency_and_slows_the_lowest_by_the_factor():
+    plain, long = (rotary(64, **knobs).frequencies for knobs in ({}, {"scaling": "ntk", "factor": 8.0}))
+    assert long[0] == plain[0]
+    assert long[-1] == pytest.approx(plain[-1] / 8, rel=1e-12)
+    ratios = [b / a for a, b in zip(plain, long, strict=True)]
+    assert ratios == sorted(ratios, reverse=True)
+
+
+@pytest.mark.parametrize("scaling", ["yarn", "llama3"])
+def test_ramps_keep_fast_pairs_and_interpolate_slow_ones(scaling):
+    """K = 128, theta = 10000, 4096 tokens x 16: pairs that turn 32 times (4 for llama3) or more within the
+    context stay, those that do not turn once are slowed by 16; the ramp between falls."""
+    plain = rotary(128).frequencies
+    knobs = {"scaling": scaling, "factor": 16.0, "original": 4096}
+    long = rotary(128, **knobs)
+    assert long.frequencies == rotary(128, context=4096, **(knobs | {"original": 0})).frequencies
+    assert long.scale == pytest.approx(0.1 * math.log(16) + 1 if scaling == "yarn" else 1.0)
+    ratios = [b / a for a, b in zip(plain, long.frequencies, strict=True)]
+    turns = [4096 * f / (2 * math.pi) for f in plain]
+    fast = 32 if scaling == "yarn" else 4
+    margin = 1.2  # yarn's ramp ends at whole indices: up to one pair further out, a ratio of 10000^(1/64)
+    assert all(r == pytest.approx(1) for r, n in zip(ratios, turns, strict=True) if n > fast * margin)
+    assert all(r == pytest.approx(1 / 16) for r, n in zip(ratios, turns, strict=True) if n < 1 / margin)
+    assert ratios == sorted(ratios, reverse=True)
+    assert any(0.1 < r < 0.9 for r in ratios)
+
+
+def test_a_factor_of_one_is_no_extension():
+    for scaling in ("linear", "ntk", "yarn", "llama3"):
+        rope = rotary(32, scaling=scaling)
+        assert rope.frequencies == pytest.approx(rotary(32).frequencies, rel=1e-12)
+        assert rope.scale == 1
+
+
+@pytest.mark.parametrize(
+    ("knobs", "sentence"),
+    [
+        ({"base": 0.5}, "base > 1"),
+        ({"scaling": "yarn", "factor": 0.5}, "factor >= 1"),
+        ({"scaling": "llama3", "slow": 5.0}, "0 < slow < fast, got slow=5.0, fast=4.0"),
+    ],
+)
+def test_rope_names_the_knob_that_does_not_fit(knobs, sentence):
+    with pytest.raises(UserError, match=sentence):
+        rotary(16, **knobs)
+
+
+def test_alibi_slopes_are_the_authors():
+    """Section 3: 1/2, 1/4, ..., 1/256 for 8 heads; 12 heads take 8 and then every other of 16's."""
+    slopes = get("position", "alibi").slopes
+    assert slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
+    assert slopes(4).tolist() == [2.0**-i for i in (2, 4, 6, 8)]
+    assert slopes(12)[8:].tolist() == pytest.approx([2.0**-i for i in (0.5, 1.5, 2.5, 3.5)])
+
+
+def test_a_diagonal_head_sharpens_with_the_scale_of_its_weights():
+    """Theorem 5.3 of Round and Round We Go: with q = k the weight on the own position over 512 positions is
+    0.5149, 0.7320, 0.8967, 0.9870 at scales 0.5, 1, 2, 4 of the profile."""
+    rope = rotary(64)
+    q = torch.zeros(1, 512, 1, 64, dtype=torch.float64)
+    q[..., :32] = 1.0
+    turned = rope(q)[0, :, 0]
+    profile = turned @ turned[-1]
+    weights = [torch.softmax(c * profile, 0)[-1].item() for c in (0.5, 1, 2, 4)]
+    assert weights == pytest.approx([0.5149, 0.7320, 0.8967, 0.9870], abs=1e-4)
+
+
+def test_without_positions_a_repeated_token_takes_at_most_half():
+    """Proposition 5.2: over [bos, a, a] the last query weighs both a's alike, so neither has over a half."""
+    attention = get("temporal", "attention")
+    torch.manual_seed(0)
+    for position, told_apart in (("none", False), ("rope", True), ("alibi", True)):
+        choice = Choice(position, get("position", position).Config())
+        part = attention.build(attention.Config(heads=1), dim=8, position=choice).double()
+        for parameter in part.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        with torch.no_grad():
+            part.out.weight.copy_(torch.eye(8))
+        bos, a = torch.randn(2, 8, dtype=torch.float64)
+        y = part(torch.stack((bos, a, a))[None])[0]
+        first, second = part.v(bos), part.v(a)
+        shares = [
+            torch.linalg.lstsq(torch.stack((first, second), 1), y[0, t, :, None]).solution for t in (1, 2)
+        ]
+        before, after = (s[1].item() / s[0].item() for s in shares)  # weight on a against that on bos
+        assert (abs(after / before - 2) > 1e-6) == told_apart
 
 
 def test_rope_refuses_an_odd_head_width():
