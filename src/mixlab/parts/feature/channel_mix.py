@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ class ChannelMix(Part):
         """version: 4 (gated by receptance) or 7 (not). ratio: hidden width over D, 4 in both. multiple:
         hidden width is rounded to it, as in the other feed-forward parts."""
 
-        version: Literal[4, 7] = 4
+        version: int = 4
         ratio: float = 4.0
         multiple: int = 16
 
