@@ -1,5 +1,5 @@
 """Feature mixing: between the channels of one position."""
 
-from mixlab.parts.feature import channel_mix, gated, mlp
+from mixlab.parts.feature import channel_mix, gated, mlp, structured
 
-__all__ = ["channel_mix", "gated", "mlp"]
+__all__ = ["channel_mix", "gated", "mlp", "structured"]

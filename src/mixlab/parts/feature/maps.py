@@ -1,0 +1,148 @@
+"""Linear maps stored as products of smaller ones (Wei et al. 2024, section 3.1), and the dense one."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mixlab.parts.contract import init_linear
+
+DENSE_STD = 0.02
+"""Of a dense map's weights (GPT-2, and the paper's own)."""
+
+
+class Map(nn.Module):
+    """(..., N) -> (..., M) without a bias."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+
+    def reset(self, scale: float) -> None:
+        """Draw the weights; `scale` multiplies the map as a whole."""
+        raise NotImplementedError
+
+    def parameter_count(self) -> int:
+        """Its weights, in closed form."""
+        raise NotImplementedError
+
+    def flops(self) -> int:
+        """Of one vector: each weight multiplies and adds once."""
+        return 2 * self.parameter_count()
+
+
+class DenseMap(Map):
+    """W."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.whole = nn.Linear(inputs, outputs, bias=False)
+
+    def reset(self, scale: float) -> None:
+        """N(0, 0.02)."""
+        init_linear(self.whole, DENSE_STD * scale)
+
+    def parameter_count(self) -> int:
+        """M N."""
+        return self.inputs * self.outputs
+
+    def forward(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
+        """W x."""
+        return self.whole(x)
+
+
+class LowRankMap(Map):
+    """U V, with V (R, N) and U (M, R)."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__(inputs, outputs)
+        self.rank = rank
+        self.v = nn.Linear(inputs, rank, bias=False)
+        self.u = nn.Linear(rank, outputs, bias=False)
+
+    @torch.no_grad()
+    def reset(self, scale: float) -> None:
+        """The best approximation of rank R to a dense draw, its singular values shared evenly by U and V."""
+        dense = torch.empty(self.outputs, self.inputs, device=self.u.weight.device)
+        nn.init.normal_(dense, std=DENSE_STD * scale)
+        left, values, right = torch.linalg.svd(dense, full_matrices=False)
+        root = values[: self.rank].sqrt()
+        self.u.weight.copy_(left[:, : self.rank] * root)
+        self.v.weight.copy_(root[:, None] * right[: self.rank])
+
+    def parameter_count(self) -> int:
+        """(N + M) R."""
+        return (self.inputs + self.outputs) * self.rank
+
+    def forward(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
+        """U (V x)."""
+        return self.u(self.v(x))
+
+
+class BlockDiagonal(nn.Module):
+    """B independent maps of consecutive channels: (..., B n) -> (..., B m), weight (B, m, n)."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(blocks, outputs // blocks, inputs // blocks))
+
+    @torch.no_grad()
+    def reset(self, scale: float) -> None:
+        """Each block orthogonal, times `scale`."""
+        for block in self.weight:
+            nn.init.orthogonal_(block, scale)
+
+    def forward(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
+        """Every block's product in one batch."""
+        w = self.weight
+        pieces = x.reshape(-1, w.shape[0], w.shape[2]).transpose(0, 1)  # (..., B n) -> (B, rows, n)
+        y = torch.bmm(pieces, w.transpose(1, 2))
+        return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
+
+
+class BlockDenseMap(Map):
+    """U V, with V block-diagonal (R, N) and U dense (M, R)."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, blocks: int) -> None:
+        super().__init__(inputs, outputs)
+        self.rank, self.blocks = rank, blocks
+        self.v = BlockDiagonal(inputs, rank, blocks)
+        self.u = nn.Linear(rank, outputs, bias=False)
+
+    def reset(self, scale: float) -> None:
+        """Both orthogonal."""
+        self.v.reset(1.0)
+        nn.init.orthogonal_(self.u.weight, scale)
+
+    def parameter_count(self) -> int:
+        """R (M + N / B)."""
+        return self.rank * (self.outputs + self.inputs // self.blocks)
+
+    def forward(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
+        """U (V x)."""
+        return self.u(self.v(x))
+
+
+class BlockShuffleMap(Map):
+    """f^-1 U f V, both block-diagonal; f sends member r of block b to member b of row r."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
+        super().__init__(inputs, outputs)
+        self.blocks, self.waist = blocks, min(inputs, outputs)
+        self.v = BlockDiagonal(inputs, self.waist, blocks)
+        self.u = BlockDiagonal(self.waist, outputs, blocks)
+
+    def reset(self, scale: float) -> None:
+        """Both orthogonal."""
+        self.v.reset(1.0)
+        self.u.reset(scale)
+
+    def parameter_count(self) -> int:
+        """min(N, M) (N + M) / B."""
+        return self.waist * (self.inputs + self.outputs) // self.blocks
+
+    def forward(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
+        """Every block of U reads from every block of V: channel i of V's output goes to block i mod B."""
+        h = self.v(x).unflatten(-1, (-1, self.blocks)).transpose(-1, -2).flatten(-2)  # f
+        return self.u(h).unflatten(-1, (self.blocks, -1)).transpose(-1, -2).flatten(-2)  # f^-1
