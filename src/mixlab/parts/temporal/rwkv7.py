@@ -16,7 +16,7 @@ from mixlab.errors import UserError
 from mixlab.parts.contract import Part, Place, Role, Split, register, state_dtype
 from mixlab.parts.temporal.delta_rule import delta_rule, delta_rule_flops
 
-SLOWEST = math.exp(-0.5)
+FASTEST = math.exp(-0.5)
 """Largest -log w: a step keeps between exp(-0.6065) = 0.5453 and all of the memory."""
 
 NORM_EPS = 64e-5
@@ -51,7 +51,7 @@ class LowRank(nn.Module):
         self.up = nn.Linear(rank, dim, bias=False)
 
     def reset_parameters(self) -> None:
-        """Zero down, orthogonal up of gain 0.1: the output is 0 and the gradient of `down` is not."""
+        """Zero down, orthogonal up of gain 0.1: the same for every token at the start, with a gradient."""
         nn.init.zeros_(self.down.weight)
         dim, rank = self.up.weight.shape
         nn.init.orthogonal_(self.up.weight, gain=0.1 * max(1.0, rank / dim) ** 0.5)
@@ -225,8 +225,7 @@ class RWKV7(Part):
         mixed = torch.addcmul(x, last - x, self.mix_last.to(x.dtype)[:, None, None])
         x_r, x_w, x_k, x_v, x_a, x_g = mixed.unbind(0)  # (6, B, T, D) -> 6 times (B, T, D)
         r, k, v = self.r(x_r).to(kept), self.k(x_k).to(kept), self.v(x_v).to(kept)
-        low = self.decay.up(torch.tanh(self.decay.down(x_w))).to(kept)
-        log_w = -SLOWEST * torch.sigmoid(low + self.decay_bias)
+        log_w = self.log_decay(x_w).to(kept)
         a = torch.sigmoid(self.rate.up(self.rate.down(x_a)) + self.rate_bias)
         g = self.gate.up(torch.sigmoid(self.gate.down(x_g)))
         first = v if carry is None else carry.setdefault("value", v)
@@ -243,6 +242,11 @@ class RWKV7(Part):
         y = y + ((r * k * self._by_head(self.r_k)).sum(-1, keepdim=True) * v).flatten(2)
         y = self.out((y * g).to(x.dtype))
         return y, None if state is None else RWKV7State(x[:, -1].to(kept), memory)
+
+    def log_decay(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """log w of inputs that token shift has mixed: between -exp(-1/2) and 0."""
+        low = self.decay.up(torch.tanh(self.decay.down(x)))
+        return -FASTEST * torch.sigmoid(low + self.decay_bias)
 
     def _by_head(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., H, K)."""
