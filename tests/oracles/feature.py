@@ -40,13 +40,16 @@ def mlp(name):
 
 
 def gated(name):
-    """FFN(x) = W2 (act(W x) * V x)."""
+    """FFN(x) = W2 (act(W x + b) * (V x + c)) + b2."""
 
     def run(p, x, config, position):
-        act = ACTIVATION[name]
+        act = gelu_tanh if getattr(config, "tanh", False) else ACTIVATION[name]
+
+        def linear(layer, v):
+            return p[f"{layer}.weight"] @ v + (p[f"{layer}.bias"] if config.bias else 0)
 
         def one(v):
-            return p["down.weight"] @ (act(p["gate.weight"] @ v) * (p["up.weight"] @ v))
+            return linear("down", act(linear("gate", v)) * linear("up", v))
 
         return torch.stack([torch.stack([one(v) for v in row]) for row in x])
 
@@ -65,6 +68,7 @@ ORACLES = {
 VARIANTS = [
     ("feature", "swiglu", {"ratio": 2.0, "multiple": 4}, "none"),
     ("feature", "gelu", {"bias": True, "tanh": True}, "none"),
+    ("feature", "geglu", {"bias": True, "tanh": True}, "none"),
 ]
 
 

@@ -16,32 +16,35 @@ from mixlab.parts.feature.mlp import FeatureMix, hidden_width
 
 
 class Gated(FeatureMix):
-    """W2 (act(W x) * V x), no biases."""
+    """W2 (act(W x + b) * (V x + c)) + b2, the biases optional."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """ratio: hidden width over D; 8/3 = 2/3 of the plain 4, so that three matrices hold the
-        parameters of two (Shazeer 2020, section 2). multiple: hidden width is rounded to it."""
+        parameters of two (Shazeer 2020, section 2). multiple: hidden width is rounded to it.
+        bias: off as in Shazeer's and Llama's, on in Griffin's released code."""
 
         ratio: float = 8 / 3
         multiple: int = 16
+        bias: bool = False
 
     def __init__(self, config: Any, place: Place) -> None:
         super().__init__(config, place)
         self.hidden = hidden_width(self.dim, config.ratio, config.multiple)
-        self.gate = nn.Linear(self.dim, self.hidden, bias=False)
-        self.up = nn.Linear(self.dim, self.hidden, bias=False)
-        self.down = nn.Linear(self.hidden, self.dim, bias=False)
+        self.gate = nn.Linear(self.dim, self.hidden, bias=config.bias)
+        self.up = nn.Linear(self.dim, self.hidden, bias=config.bias)
+        self.down = nn.Linear(self.hidden, self.dim, bias=config.bias)
 
     def reset_parameters(self) -> None:
-        """N(0, 0.02); the projection that writes to the residual stream divided by sqrt(2N) (GPT-2)."""
+        """N(0, 0.02); the projection that writes to the residual stream divided by sqrt(2N) (GPT-2). Biases
+        at zero."""
         init_linear(self.gate, 0.02)
         init_linear(self.up, 0.02)
         init_linear(self.down, 0.02 * self.place.residual_scale)
 
     def parameter_count(self) -> int:
-        """3 D F."""
-        return 3 * self.dim * self.hidden
+        """3 D F, and 2 F + D for the biases."""
+        return 3 * self.dim * self.hidden + self.config.bias * (2 * self.hidden + self.dim)
 
     def flops(self, T: int) -> int:
         """Three products a token."""
@@ -83,9 +86,16 @@ class GEGLU(Gated):
 
     paper = "Shazeer 2020, GLU Variants Improve Transformer, equation 6"
 
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Gated.Config):
+        """tanh: gelu's approximation by a tanh, as in Gemma and Griffin's released code; it differs from the
+        exact one by less than 5e-4."""
+
+        tanh: bool = False
+
     def activation(self, h: Tensor) -> Tensor:
-        """h Phi(h)."""
-        return F.gelu(h)
+        """h Phi(h), or h (1 + tanh(sqrt(2/pi) (h + 0.044715 h^3))) / 2."""
+        return F.gelu(h, approximate="tanh" if self.config.tanh else "none")
 
 
 @register("feature", "swiglu")
