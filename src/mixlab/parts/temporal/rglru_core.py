@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 1 << 16
-"""Numbers in a temporary: 256 KiB in float32, so that a dozen fit the two cores' second-level caches."""
+CHUNK = 1 << 17
+"""Numbers in a temporary: 512 KiB in float32; half as many cost a tenth more time, twice as many the same."""
 
 STEEPEST = 1000.0
 """Largest slope of the square root in sqrt(1 - a^2), as in the released code: at a = 1 it is infinite."""
