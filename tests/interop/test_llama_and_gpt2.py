@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
+from mixlab.compare.width import parameter_count
 from mixlab.errors import UserError
 from mixlab.interop import gpt2, hf, llama
+from mixlab.model.config import model_config
 
 transformers = pytest.importorskip("transformers")
 
@@ -135,3 +137,27 @@ def test_building_from_weights_leaves_the_random_generator_alone():
     torch.manual_seed(3)
     llama.from_transformers(theirs)
     assert torch.equal(torch.rand(2), wanted)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "parameters"),
+    [
+        (gpt2, GPT2 | {"vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_positions": 1024}, 124_439_808),
+        (
+            llama,
+            {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+             "num_attention_heads": 32, "max_position_embeddings": 4096},
+            6_738_415_616,
+        ),
+        (
+            llama,
+            {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+             "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072,
+             "tie_word_embeddings": True},
+            1_235_814_400,
+        ),
+    ],
+    ids=["GPT-2", "Llama 2 7B", "Llama 3.2 1B"],
+)  # fmt: skip
+def test_published_models_have_their_published_parameters(family, config, parameters):
+    assert parameter_count(model_config(family.configure(config))) == parameters
