@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mixlab.errors import UserError
+from mixlab.parts.checks import measured_flops
 from mixlab.parts.contract import get
 from mixlab.parts.feature.maps import BlockDenseMap, BlockShuffleMap, LowRankMap
 
@@ -130,3 +131,61 @@ def test_blocks_start_orthogonal():
 def test_knobs_that_do_not_fit_are_named(name, knobs, words):
     with pytest.raises(UserError, match=words):
         built(name, **knobs)
+
+
+def guided(name, dim=32):
+    part = built(name, dim=dim, guidance=0.5).double()
+    assert part.set_progress(0.0)
+    return part
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_guides_start_as_the_product_whatever_their_weight(name):
+    part, x = guided(name), torch.randn(2, 3, 32, dtype=torch.float64)
+    plain = part.eval()(x)[0]
+    for fraction in (0.01, 0.2, 0.49):
+        assert not part.set_progress(fraction)
+        assert torch.allclose(part.train()(x)[0], plain, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_output_is_alpha_w_x_and_the_rest_the_structure_and_evaluation_has_no_guide(name):
+    part, x = guided(name), torch.randn(5, 32, dtype=torch.float64)
+    torch.nn.init.normal_(part.up.guide)
+    part.set_progress(0.125)
+    alpha = (1 + 2**-0.5) / 2  # a quarter of the way down the cosine
+    wanted = alpha * x @ part.up.guide.T + (1 - alpha) * part.up.multiply(x)
+    assert torch.allclose(part.up(x), wanted, atol=1e-12)
+    part.eval()
+    assert torch.equal(part.up(x), part.up.multiply(x))
+
+
+def test_guides_fade_to_nothing_and_leave_no_parameter():
+    part = guided("low_rank")
+    bare = {name for name, _ in built("low_rank", dim=32).named_parameters()}
+    weights = []
+    for step in range(8):
+        changed = part.set_progress((step + 0.5) / 8)
+        assert changed == (step == 4)
+        weights.append(part.up.alpha)
+        roles = part.parameter_roles()
+        assert set(roles) == {name for name, _ in part.named_parameters()}
+        assert set(roles) == bare | ({"up.guide", "down.guide"} if step < 4 else set())
+        assert set(part.state_dict()) == bare
+    assert weights[:4] == sorted(weights[:4], reverse=True)
+    assert weights[0] > 0.95 and weights[3] < 0.05 and weights[4:] == [0.0] * 4
+    assert not part.set_progress(0.1)
+    assert part.up.guide is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flops_count_the_guides_in_training_alone(name):
+    part, x = guided(name), torch.randn(1, 3, 32, dtype=torch.float64)
+    for training in (True, False):
+        part.train(training)
+        assert part.flops(3) == measured_flops(lambda: part(x))
+    assert part.train().flops(3) - part.eval().flops(3) == 3 * 4 * 32 * 128
+
+
+def test_the_networks_dense_first_block_needs_no_guide():
+    assert not built("low_rank", layer=0, guidance=0.5).set_progress(0.0)

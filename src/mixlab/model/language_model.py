@@ -205,6 +205,12 @@ class LanguageModel(nn.Module):
                 yield "feature", block.feature
         yield "norm", self.norm
 
+    def set_progress(self, fraction: float) -> bool:
+        """Tell every part how much of training is done; returns whether parameters came or went."""
+        parts = [part for block in self.layers() for part in (block.temporal, block.feature)]
+        changed = [part.set_progress(fraction) for part in parts]
+        return any(changed)
+
     def parameter_roles(self) -> dict[str, Role]:
         """Name, as in `named_parameters()`, -> what the parameter is to the optimizer."""
         own = {id(module): name for name, module in self.named_modules()}

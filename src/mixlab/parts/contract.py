@@ -164,6 +164,14 @@ class Part(Component):
         """Bytes one sequence must keep for decoding after T tokens."""
         return 0
 
+    def set_progress(self, fraction: float) -> bool:
+        """Take note of how much of training is done, told before its first step (0) and before every step.
+
+        Parameters may come at 0 and go later, if they serve training alone: the state dict leaves them out
+        and evaluation does not use them. Returns whether any came or went.
+        """
+        return False
+
     def adaptable_linears(self) -> Mapping[str, nn.Linear]:
         """Name -> Linear: where a low-rank adapter may go."""
         return {name: module for name, module in self.named_modules() if isinstance(module, nn.Linear)}

@@ -187,6 +187,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise DamagedError(f"{path} cannot be read as safetensors: {_last_line(error)}") from None
 
 
+def training_only(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> parameter that serves training alone: the model's state dict leaves it out."""
+    kept = model.state_dict().keys()
+    return {name: p.detach() for name, p in model.named_parameters() if name not in kept}
+
+
 def _without_aliases(model: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
     """The state dict with each stored tensor once, contiguous, and the other names of those left out."""
     kept: dict[str, Tensor] = {}

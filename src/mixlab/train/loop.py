@@ -112,14 +112,14 @@ class Trainer:
         self.bfloat16 = resolve_dtype(self.config.dtype, self.device)
         torch.manual_seed(self.config.seed)
         self.model = build_model(config.model).to(self.device)
+        self.model.set_progress(0.0)  # before the optimizers: parameters that serve training alone come now
         self.optimizers = Optimizers(self.model, self.config.optimizer)
         self.batches = Batches(
             dataset.train, context=self.context, batch_size=self.config.batch_size, seed=self.config.seed
         )
         self.done = Counters()
         self.step_tokens = self.config.batch_size * self.context
-        # Backward costs twice the forward: a product's gradient is one product for each of its two factors.
-        self.step_flops = 3 * self.model.flops(self.context) * self.config.batch_size
+        self.step_flops = self.flops_a_step()
         self.last: dict[str, Line] = {}
         self.best: Line | None = None
         self.saved: Path | None = None
@@ -160,7 +160,9 @@ class Trainer:
 
     def step(self) -> Line:
         """One update from one batch; returns its line. RunFailed if loss or gradient is not finite."""
-        lr = self.config.optimizer.lr * lr_factor(self.config.schedule, self.middle_of_step())
+        fraction = self.middle_of_step()
+        self.set_progress(fraction)
+        lr = self.config.optimizer.lr * lr_factor(self.config.schedule, fraction)
         self.optimizers.set_lr(lr)
         batch = self.batches.next()
         loss_tensor = self.backward(*batch)
@@ -200,6 +202,16 @@ class Trainer:
         inputs, targets = (t.to(self.device, non_blocking=True) for t in (inputs, targets))
         with autocast(self.device, self.bfloat16):
             return self.model.loss(inputs, targets)
+
+    def set_progress(self, fraction: float) -> None:
+        """Tell the model how far training is; parameters it let go leave the optimizers and the count too."""
+        if self.model.set_progress(fraction):
+            self.optimizers.keep(self.model)
+            self.step_flops = self.flops_a_step()
+
+    def flops_a_step(self) -> int:
+        """Backward costs twice the forward: a product's gradient is one product for each of its factors."""
+        return 3 * self.model.flops(self.context) * self.config.batch_size
 
     def middle_of_step(self) -> float:
         """Progress half-way through the coming step: neither the first nor the last has a factor of 0."""
@@ -308,7 +320,8 @@ class Trainer:
             random["random.cuda"] = torch.cuda.get_rng_state(self.device)
         optimizer = {f"optimizer.{name}": t for name, t in self.optimizers.state_dict().items()}
         checkpoint.save_model(self.model, path / checkpoint.MODEL)
-        save_file({**optimizer, **random}, path / checkpoint.TENSORS)
+        guides = {f"training.{name}": p for name, p in checkpoint.training_only(self.model).items()}
+        save_file({**optimizer, **guides, **random}, path / checkpoint.TENSORS)
         scalars = {"counters": asdict(self.done), "batches": self.batches.state_dict()}
         write_text(path / checkpoint.SCALARS, json.dumps(scalars, indent=1) + "\n")
 
@@ -334,9 +347,19 @@ class Trainer:
         cuda = tensors.pop("random.cuda", None)
         if cuda is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(cuda, self.device)
+        self.load_training_only(tensors)
         self.optimizers.load_state_dict({n.removeprefix("optimizer."): t for n, t in tensors.items()})
         self.done = Counters(**scalars["counters"])
         self.batches.load_state_dict(scalars["batches"])
+
+    def load_training_only(self, tensors: dict[str, Tensor]) -> None:
+        """Take parameters that serve training alone out of `tensors`; without them there, they had gone."""
+        for name, parameter in checkpoint.training_only(self.model).items():
+            saved = tensors.pop(f"training.{name}", None)
+            if saved is None:
+                self.set_progress(1.0)
+                break
+            parameter.copy_(saved)
 
     def what_went_bad(self, loss: float, norm: float, inputs: Tensor, targets: Tensor) -> str:
         """The message for a step that cannot be taken: which number, where it began, what usually helps."""

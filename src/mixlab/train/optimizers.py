@@ -79,6 +79,19 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
+    def keep(self, model: nn.Module) -> None:
+        """Go on with the parameters that `model` still has, and forget the others."""
+        names = {name for name, _ in model.named_parameters()}
+        gone = {id(p): p for name, p in self.parameters.items() if name not in names}
+        self.parameters = {name: p for name, p in self.parameters.items() if name in names}
+        self.plan = {name: group for name, group in self.plan.items() if name in names}
+        for optimizer in self.by_rule.values():
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in gone]
+            for p in gone.values():
+                optimizer.state.pop(p, None)
+        self._check_each_once()
+
     def step(self) -> None:
         """Update every parameter from its gradient, and drop the gradients."""
         for optimizer in self.by_rule.values():

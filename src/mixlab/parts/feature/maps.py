@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,23 +16,63 @@ DENSE_STD = 0.02
 
 
 class Map(nn.Module):
-    """(..., N) -> (..., M) without a bias."""
+    """(..., N) -> (..., M) without a bias; in training perhaps guided by a dense matrix.
+
+    guide: W of o = alpha W x + (1 - alpha) U(V x) (section 3.3), which is there only while it guides. It is
+    no part of the model: evaluation leaves it out, and so does the state dict.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
+        self.guide: nn.Parameter | None
+        self.register_parameter("guide", None)
+        self.alpha = 0.0
 
     def reset(self, scale: float) -> None:
         """Draw the weights; `scale` multiplies the map as a whole."""
         raise NotImplementedError
 
     def parameter_count(self) -> int:
-        """Its weights, in closed form."""
+        """Its weights, without a guide, in closed form."""
         raise NotImplementedError
+
+    def multiply(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
+        """The map itself."""
+        raise NotImplementedError
+
+    @property
+    def guided(self) -> bool:
+        """Whether the next forward uses the guide."""
+        return self.guide is not None and self.training
 
     def flops(self) -> int:
         """Of one vector: each weight multiplies and adds once."""
-        return 2 * self.parameter_count()
+        return 2 * (self.parameter_count() + self.guided * self.inputs * self.outputs)
+
+    def forward(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
+        """The map, while guided in part replaced by the guide."""
+        y = self.multiply(x)
+        if self.guide is None or not self.guided:
+            return y
+        return torch.lerp(y, F.linear(x, self.guide), self.alpha)
+
+    @torch.no_grad()
+    def start_guide(self) -> None:
+        """W = the product, so that the output is the same whatever alpha."""
+        weight = next(self.parameters())
+        product = self.multiply(torch.eye(self.inputs, device=weight.device, dtype=weight.dtype)).T
+        self.guide = nn.Parameter(product.contiguous())
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(f"{prefix}guide", None)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        _, _, missing, _, _ = rest
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if f"{prefix}guide" in missing:
+            missing.remove(f"{prefix}guide")
 
 
 class DenseMap(Map):
@@ -47,7 +90,7 @@ class DenseMap(Map):
         """M N."""
         return self.inputs * self.outputs
 
-    def forward(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
+    def multiply(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
         """W x."""
         return self.whole(x)
 
@@ -75,7 +118,7 @@ class LowRankMap(Map):
         """(N + M) R."""
         return (self.inputs + self.outputs) * self.rank
 
-    def forward(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
+    def multiply(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
         """U (V x)."""
         return self.u(self.v(x))
 
@@ -119,7 +162,7 @@ class BlockDenseMap(Map):
         """R (M + N / B)."""
         return self.rank * (self.outputs + self.inputs // self.blocks)
 
-    def forward(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
+    def multiply(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
         """U (V x)."""
         return self.u(self.v(x))
 
@@ -142,7 +185,7 @@ class BlockShuffleMap(Map):
         """min(N, M) (N + M) / B."""
         return self.waist * (self.inputs + self.outputs) // self.blocks
 
-    def forward(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
+    def multiply(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
         """Every block of U reads from every block of V: channel i of V's output goes to block i mod B."""
         h = self.v(x).unflatten(-1, (-1, self.blocks)).transpose(-1, -2).flatten(-2)  # f
         return self.u(h).unflatten(-1, (self.blocks, -1)).transpose(-1, -2).flatten(-2)  # f^-1

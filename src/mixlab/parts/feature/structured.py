@@ -23,11 +23,14 @@ RANK_MULTIPLE = 4
 @dataclass(frozen=True, kw_only=True)
 class Shared:
     """What all structures have. ratio: hidden width over D, 4 as in the paper. multiple: it is rounded to it.
-    dense_first: whether the network's first block keeps a dense one, as in the paper."""
+    dense_first: whether the network's first block keeps a dense one, as in the paper. guidance: the part of
+    training, from its start, in which dense matrices guide (section 3.3); 0.5 in the paper, 0 leaves it out.
+    """
 
     ratio: float = 4.0
     multiple: int = 16
     dense_first: bool = True
+    guidance: float = 0.0
 
 
 class Structured(FeatureMix):
@@ -41,6 +44,8 @@ class Structured(FeatureMix):
         super().__init__(config, place)
         self.hidden = hidden_width(self.dim, config.ratio, config.multiple)
         self.dense = config.dense_first and place.layer == 0
+        if not 0 <= config.guidance <= 1:
+            raise UserError(f"feed-forward: guidance={config.guidance} is out of range: a fraction, 0 to 1")
         sizes = (self.dim, self.hidden), (self.hidden, self.dim)
         self.up, self.down = (DenseMap(*s) if self.dense else self.map(*s) for s in sizes)
 
@@ -54,12 +59,25 @@ class Structured(FeatureMix):
         self.down.reset(self.place.residual_scale)
 
     def parameter_count(self) -> int:
-        """Both maps."""
+        """Both maps, without their guides."""
         return self.up.parameter_count() + self.down.parameter_count()
 
     def flops(self, T: int) -> int:
         """Every weight multiplies once a token."""
         return T * (self.up.flops() + self.down.flops())
+
+    def set_progress(self, fraction: float) -> bool:
+        """Fade the guides from all of the output to none, by a cosine; they come at 0 and never come back."""
+        if self.dense or not self.config.guidance:
+            return False
+        guides = [map.guide is not None for map in (self.up, self.down)]
+        for map in (self.up, self.down):
+            map.alpha = guide_weight(fraction / self.config.guidance)
+            if fraction == 0:
+                map.start_guide()
+            elif map.alpha == 0:
+                map.guide = None
+        return guides != [map.guide is not None for map in (self.up, self.down)]
 
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """FFN(x) = W2 gelu(W1 x) (section 2)."""
@@ -76,6 +94,11 @@ class Structured(FeatureMix):
     def tensor_units(self) -> int:
         """Hidden units."""
         return self.hidden if self.tensor_plan() else 0
+
+
+def guide_weight(fraction: float) -> float:
+    """alpha after this fraction of the guidance: 1 at the start, 0 from its end on."""
+    return 0.5 * (1 + math.cos(math.pi * fraction)) if fraction < 1 else 0.0
 
 
 @register("feature", "low_rank")
