@@ -145,10 +145,10 @@ class Attention(Part):
 
     def flops(self, T: int) -> int:
         """Four projections, then scores and weighted sums over the whole squares that are computed: T x T,
-        or, beyond a window w, one of w x w and then w queries at a time over 2w keys."""
+        or, beyond two windows w, one of w x w and then w queries at a time over 2w keys."""
         w = self.config.window
         square = T * T
-        if 0 < w < T:
+        if 0 < 2 * w < T:
             blocks, rest = divmod(T, w)
             square = w * w + (blocks - 1) * 2 * w * w + rest * (w + rest)
         return 4 * T * self.dim * (self.dim + self.kv_heads * self.width) + 4 * square * self.dim
@@ -258,12 +258,12 @@ def attend(
 ) -> Float[Tensor, "B H T K"]:
     """Attention of the last T of S positions to all up to their own, or to a window of them."""
     T, S = q.shape[2], k.shape[2]
-    if 0 < scoring.window < T:
+    if 0 < 2 * scoring.window < T:
         return attend_in_blocks(q, k, v, scoring)
     if scoring.softcap:
         return attend_with_softcap(q, k, v, scoring)
     grouped = q.shape[1] != k.shape[1]
-    if T == S and scoring.slopes is None:
+    if T == S and scoring.slopes is None and not 0 < scoring.window < T:
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scoring.scale, enable_gqa=grouped
         )
@@ -309,19 +309,19 @@ def attend_with_softcap(
 def attend_in_blocks(
     q: Float[Tensor, "B H T K"], k: Float[Tensor, "B G S K"], v: Float[Tensor, "B G S K"], scoring: Scoring
 ) -> Float[Tensor, "B H T K"]:
-    """Sliding-window attention for T > w, at a cost linear in T: w queries at a time see the w keys before
-    their own. The first w see what the cache holds instead, and the remainder comes by itself."""
+    """Sliding-window attention for T > 2w, at a cost linear in T: w queries at a time see the w keys before
+    their own. The first w see what the cache holds instead, and the remainder comes by itself. (Up to 2w one
+    masked square is as fast as the fused causal kernel, and faster than blocks.)"""
     w = scoring.window
     past, blocks = k.shape[2] - q.shape[2], q.shape[2] // w
     new_k, new_v = k[:, :, past:], v[:, :, past:]
     pieces = [attend(q[:, :, :w], k[:, :, : past + w], v[:, :, : past + w], scoring)]
-    if blocks > 1:
-        rows, keys, values = (
-            h[:, :, : blocks * w].unflatten(2, (blocks, w)).transpose(1, 2) for h in (q, new_k, new_v)
-        )  # (B, H, T, K) -> (B, N, H, w, K)
-        keys, values = (torch.cat((h[:, :-1], h[:, 1:]), 3).flatten(0, 1) for h in (keys, values))
-        middle = attend(rows[:, 1:].flatten(0, 1), keys, values, scoring)  # (B (N-1), H, w, K)
-        pieces.append(middle.unflatten(0, (-1, blocks - 1)).transpose(1, 2).flatten(2, 3))
+    rows, keys, values = (
+        h[:, :, : blocks * w].unflatten(2, (blocks, w)).transpose(1, 2) for h in (q, new_k, new_v)
+    )  # (B, H, T, K) -> (B, N, H, w, K)
+    keys, values = (torch.cat((h[:, :-1], h[:, 1:]), 3).flatten(0, 1) for h in (keys, values))
+    middle = attend(rows[:, 1:].flatten(0, 1), keys, values, scoring)  # (B (N-1), H, w, K)
+    pieces.append(middle.unflatten(0, (-1, blocks - 1)).transpose(1, 2).flatten(2, 3))
     if q.shape[2] > blocks * w:
         before = (blocks - 1) * w
         pieces.append(attend(q[:, :, blocks * w :], new_k[:, :, before:], new_v[:, :, before:], scoring))
