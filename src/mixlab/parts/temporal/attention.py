@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +100,9 @@ class Attention(Part):
                 f"window={config.window}, softcap={config.softcap}, temperature={config.temperature}"
             )
         self.width = self.dim // self.heads
+        fixed = config.temperature != 1 and not config.learned_temperature
+        scale = self.width**-0.5 / config.temperature if fixed else None  # None: the fused kernel's own
+        self.scoring = Scoring(scale, config.softcap, config.window)
         inner, outer = (config.bias in (one, "all") for one in ("qkv", "out"))
         self.q = nn.Linear(self.dim, self.dim, bias=inner)
         self.k = nn.Linear(self.dim, self.kv_heads * self.width, bias=inner)
@@ -111,6 +114,7 @@ class Attention(Part):
         self.log_temperature = nn.Parameter(torch.empty(self.heads)) if config.learned_temperature else None
         scheme = self._position(place, head)
         biased = isinstance(scheme, LinearBias)
+        self.slopes: Tensor | None
         self.register_buffer("slopes", LinearBias.slopes(self.heads) if biased else None, persistent=False)
         self.position = None if biased else scheme
 
@@ -184,13 +188,6 @@ class Attention(Part):
         """Heads, in groups that share keys and values."""
         return self.kv_heads if self.kv_heads > 1 else self.heads
 
-    def _scoring(self) -> Scoring:
-        """The knobs as `attend` takes them; the default leaves everything to the fused kernel."""
-        c = self.config
-        fixed = c.temperature != 1 and not c.learned_temperature
-        scale = self.width**-0.5 / c.temperature if fixed else None
-        return Scoring(scale, c.softcap, c.window, cast("Tensor | None", self.slopes))
-
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """Project, turn by position, append to the cache, attend, project back."""
         q, k, v = (f(x).unflatten(-1, (-1, self.width)) for f in (self.q, self.k, self.v))  # (B, T, H, K)
@@ -202,7 +199,7 @@ class Attention(Part):
         if self.log_temperature is not None:
             q = q * torch.exp(-self.log_temperature).to(q.dtype).unsqueeze(-1)
         q, k, v = (h.transpose(1, 2) for h in (q, k, v))  # (B, T, H, K) -> (B, H, T, K)
-        scoring = self._scoring()
+        scoring = self.scoring if self.slopes is None else self.scoring._replace(slopes=self.slopes)
         if state is not None:
             k, v, state = extend(state, k, v, scoring)
         y = attend(q, k, v, scoring)
