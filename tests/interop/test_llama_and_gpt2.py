@@ -60,7 +60,7 @@ def assert_equal(ours, theirs, T=40):
     "keys",
     [
         {},
-        {"num_key_value_heads": 1, "attention_bias": True, "tie_word_embeddings": True},
+        {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}},
         {"rope_parameters": {"rope_type": "yarn", **EXTENDED, "beta_fast": 2.0, "beta_slow": 0.5}},
         {

@@ -29,20 +29,24 @@ BIASES = {
     f"blocks.{{i}}.temporal.{ours}.bias": f"layers.{{i}}.self_attn.{theirs}_proj.bias"
     for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o"))
 }
+MLP_BIASES = {
+    f"blocks.{{i}}.feature.{name}.bias": f"layers.{{i}}.mlp.{name}_proj.bias"
+    for name in ("gate", "up", "down")
+}
 
 
 def from_transformers(source: Any) -> LanguageModel:
     """The same function as a LlamaForCausalLM: logits equal up to rounding, in full and in steps.
 
     source: the model object, or the path of its folder. Raises UserError for what has no counterpart
-    (biases in the feed-forward layers, dynamic RoPE scaling, a head width that is not D / heads).
+    (dynamic RoPE scaling, another activation, a head width that is not D / heads).
     """
     given = hf.checkpoint(source)
     hf.check_type(given, "llama")
     c = given.config
-    given.want(hidden_act="silu", mlp_bias=False, head_dim=c["hidden_size"] // c["num_attention_heads"])
+    given.want(hidden_act="silu", head_dim=c["hidden_size"] // c["num_attention_heads"])
     prefix, tied = given.prefix("model."), bool(c.get("tie_word_embeddings"))
-    names = NAMES | (BIASES if c.get("attention_bias") else {})
+    names = NAMES | (BIASES if c.get("attention_bias") else {}) | (MLP_BIASES if c.get("mlp_bias") else {})
     weights = {
         ours: given.take(prefix + theirs) for ours, theirs in hf.by_layer(names, c["num_hidden_layers"])
     }
@@ -65,7 +69,12 @@ def configure(c: Mapping[str, Any]) -> dict[str, Any]:
             "kv_heads": c.get("num_key_value_heads") or c["num_attention_heads"],
             "bias": "all" if c.get("attention_bias") else "none",
         },
-        "feature": {"kind": "swiglu", "ratio": c["intermediate_size"] / c["hidden_size"], "multiple": 1},
+        "feature": {
+            "kind": "swiglu",
+            "ratio": c["intermediate_size"] / c["hidden_size"],
+            "multiple": 1,
+            "bias": bool(c.get("mlp_bias")),
+        },
         "position": {"kind": "rope", **rotary(c)},
         "norm": {"kind": "rmsnorm", "eps": c.get("rms_norm_eps", 1e-6)},
         "tied": bool(c.get("tie_word_embeddings")),
