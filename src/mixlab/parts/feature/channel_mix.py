@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixlab.errors import UserError
 from mixlab.parts.contract import Part, Place, Role, Split, register
 from mixlab.parts.feature.mlp import hidden_width
-from mixlab.parts.shift import document_starts, ramp, shift
+from mixlab.parts.shift import blend, document_starts, ramp
 
 
 class ChannelMixState(NamedTuple):
@@ -104,24 +104,25 @@ class ChannelMix(Part):
 
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """One document a row, from `state`."""
-        y = self.run(x, shift(x, None if state is None else state.last))
+        y = self.run(x, last=None if state is None else state.last)
         return y, None if state is None else ChannelMixState(x[:, -1].to(state.last.dtype))
 
     def mix_segments(
         self, x: Float[Tensor, "B T D"], segment: Int[Tensor, "B T"], **rest: Any
     ) -> Float[Tensor, "B T D"]:
         """Packed rows: a document's first token has none before it."""
-        return self.run(x, shift(x, starts=document_starts(segment)))
+        return self.run(x, starts=document_starts(segment))
 
-    def run(self, x: Float[Tensor, "B T D"], before: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def run(
+        self, x: Float[Tensor, "B T D"], last: Tensor | None = None, starts: Tensor | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Equations 14, 15 and 18 of RWKV-4; version 7 has no gate, and mu weights the token before."""
-        mu_k = self.mu_k.to(x.dtype)
-        k = self.k(torch.lerp(before, x, mu_k) if self.gated else torch.lerp(x, before, mu_k))
-        y = self.v(F.relu(k).square())  # (B, T, F) -> (B, T, D)
         if self.mu_r is None or self.r is None:
-            return y
-        r = self.r(self.count_once(torch.lerp(before, x, self.mu_r.to(x.dtype))))
-        return torch.sigmoid(r) * y
+            (k,) = blend(x, 1 - self.mu_k, last=last, starts=starts)
+            return self.v(squared_relu(self.k(k)))
+        k, r = blend(x, self.mu_k, self.mu_r, last=last, starts=starts)
+        y = self.v(squared_relu(self.k(k)))  # (B, T, F) -> (B, T, D)
+        return torch.sigmoid(self.r(self.count_once(r))) * y
 
     def count_once(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """x, with its gradient divided by the number of tensor-parallel processes.
@@ -130,3 +131,24 @@ class ChannelMix(Part):
         """
         share = self.v.weight.shape[1] / self.hidden
         return x if share == 1 else x * share + x.detach() * (1 - share)
+
+
+def squared_relu(h: Tensor) -> Tensor:
+    """max(0, h)^2, with one tensor of h's size kept for the gradient."""
+    return cast("Tensor", _SquaredReLU.apply(h))
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """The hidden layer is a block's largest tensor: here it is written once and read once each way."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor) -> Tensor:
+        """max(0, h)^2."""
+        ctx.save_for_backward(h)
+        return F.relu(h).square_()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """2 max(0, h), in operations that can be differentiated again."""
+        (h,) = ctx.saved_tensors
+        return F.relu(2 * h) * grads[0]

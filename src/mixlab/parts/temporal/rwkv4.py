@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mixlab.errors import UserError
 from mixlab.parts.contract import Part, Place, Role, Split, register, state_dtype
-from mixlab.parts.shift import ramp, shift
+from mixlab.parts.shift import blend, ramp
 from mixlab.parts.temporal.wkv import EMPTY, wkv
 
 
@@ -114,10 +114,8 @@ class RWKV4(Part):
 
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """Equations 11 to 13 (mu weights the present token), the average, equation 17."""
-        before = shift(x, None if state is None else state.last)
-        r = self.r(torch.lerp(before, x, self.mu_r.to(x.dtype)))  # (B, T, D) -> (B, T, A)
-        k = self.k(torch.lerp(before, x, self.mu_k.to(x.dtype)))
-        v = self.v(torch.lerp(before, x, self.mu_v.to(x.dtype)))
+        mus, last = (self.mu_r, self.mu_k, self.mu_v), None if state is None else state.last
+        r, k, v = (f(z) for f, z in zip((self.r, self.k, self.v), blend(x, *mus, last=last), strict=True))
         y, after = wkv(k, v, self.w, self.u, None if state is None else state[1:])
         y = self.out(torch.sigmoid(r) * y)  # (B, T, A) -> (B, T, D)
         if state is None:

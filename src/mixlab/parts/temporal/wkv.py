@@ -1,19 +1,21 @@
 """RWKV-4's weighted average over the past, without an autograd graph per time step.
 
 The paper's recurrence in its stable form (equations 23 to 28) carries a = sum e^{..} v and b = sum e^{..} as
-a e^p and b e^p with a running maximum p. Given all p_t, every exponential of the sequence can be taken at
-once, and what is left to do step by step is one multiply-add. p cancels out of the result, so that it counts
-as a constant to the gradient.
+a e^p and b e^p with a running maximum p. Given all p_t, every exponential can be taken at once, and what is
+left to do step by step is one multiply-add. p cancels out of the result, so that it counts as a constant to
+the gradient. A sequence goes in blocks of time that stay in the processor's cache; the backward pass keeps
+the state at each block's start and computes the block again.
 
 Measured against a chunked form, in which a chunk is a Toeplitz product per channel, on 2 cores at T = 256,
-B = 16, D = 384: the two loops over time take 2.5 ms; the batched product of chunks of 64 takes 1.4 ms, but
-wants the channels outermost, two transpositions that cost more than it saves, and one exponent for a whole
-chunk, which underflows once keys differ by 88.
+B = 16, D = 384: the loops over time take 2.5 ms; the batched product of chunks of 64 takes 1.4 ms, but wants
+the channels outermost, two transpositions that cost more than it saves, and one exponent for a whole chunk,
+which underflows once keys differ by 88.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -27,6 +29,9 @@ EMPTY = -1e38
 CERTAIN = 40.0
 """Past this lead of the present token's exponent the past has a weight under e^-40 = 4e-18, less than
 float64 resolves; cutting it off there keeps e^lead finite."""
+
+BLOCK = 1 << 16
+"""Numbers of one quantity in a block of time: a handful of them fit a core's second-level cache."""
 
 
 def wkv(
@@ -43,22 +48,50 @@ def wkv(
     after the last token; inside, float32, or float64 for float64. No gradient flows through p.
     """
     dtype = state_dtype(v.dtype)
-    with torch.autocast(v.device.type, enabled=False):
-        rate, u = w.to(dtype).exp(), u.to(dtype)
-        if state is None:
-            a = torch.zeros(k.shape[0], k.shape[2], dtype=dtype, device=k.device)
-            a, b, p = a, a, torch.full_like(a, EMPTY)
-        else:
-            a, b, p = (s.to(dtype) for s in state)
-        # Time outermost, so that a step is one block of memory.
-        k_, v_ = (z.transpose(0, 1).to(dtype).contiguous() for z in (k, v))  # (B, T, A) -> (T, B, A)
-        y, a, b, p = cast("tuple[Tensor, ...]", _WKV.apply(k_, v_, rate, u, a, b, p))
-        y = y.transpose(0, 1)  # (T, B, A) -> (B, T, A)
-        return torch.empty(v.shape, dtype=v.dtype, device=v.device).copy_(y), (a, b, p)
+    rate, u = w.to(dtype).exp(), u.to(dtype)
+    if state is None:
+        a = torch.zeros(k.shape[0], k.shape[2], dtype=dtype, device=k.device)
+        a, b, p = a, a, torch.full_like(a, EMPTY)
+    else:
+        a, b, p = (s.to(dtype) for s in state)
+    y, a, b, p = cast("tuple[Tensor, ...]", _WKV.apply(k, v, rate, u, a, b, p))
+    return y, (a, b, p)
+
+
+class Block(NamedTuple):
+    """Equations 23 to 28 over n steps: numbers (n, B, A); p, s one step longer, from before the first.
+
+    p: the running maxima. s: (a, b) beside each other, (n + 1, 2, B, A). keep, new: what a step keeps of s,
+    and the key's weight in it. now: the present token's weight, u included, beside b_{t-1}. y: the averages.
+    """
+
+    p: Tensor
+    s: Tensor
+    keep: Tensor
+    new: Tensor
+    now: Tensor
+    y: Tensor
+
+
+def run_block(k: Tensor, v: Tensor, rate: Tensor, u: Tensor, a: Tensor, b: Tensor, p: Tensor) -> Block:
+    """The steps of k, v (n, B, A) from the state a, b, p (B, A)."""
+    p = maxima(k, rate, p)
+    keep = (p[:-1] - p[1:]).sub_(rate).exp_()  # e^{p_{t-1} - w - p_t}, at most 1
+    new = (k - p[1:]).exp_()  # e^{k_t - p_t}, at most 1
+    s = torch.empty(len(k) + 1, 2, *k.shape[1:], dtype=k.dtype, device=k.device)
+    s[0, 0], s[0, 1] = a, b
+    torch.mul(new, v, out=s[1:, 0])
+    s[1:, 1] = new
+    onwards = s.unbind(0)
+    for before, keep_t, after in zip(onwards, keep.unbind(0), onwards[1:], strict=False):
+        after.addcmul_(keep_t, before)  # equations 26, 27
+    now = (k - p[:-1]).add_(u).clamp_(max=CERTAIN).exp_()  # e^{u + k_t - p_{t-1}}
+    y = torch.addcmul(s[:-1, 0], now, v).div_(s[:-1, 1] + now)  # equation 24, with e^{p - q} divided out
+    return Block(p, s, keep, new, now, y)
 
 
 def maxima(k: Tensor, rate: Tensor, p: Tensor) -> Tensor:
-    """p_t = max(p_{t-1} - w, k_t), equation 25, from p_0 = p: (T, B, A) -> (T + 1, B, A)."""
+    """p_t = max(p_{t-1} - w, k_t), equation 25, from p_0 = p: (n, B, A) -> (n + 1, B, A)."""
     all_p = torch.empty(len(k) + 1, *p.shape, dtype=p.dtype, device=p.device)
     all_p[0] = p
     onwards, faded = all_p.unbind(0), torch.empty_like(p)
@@ -68,63 +101,76 @@ def maxima(k: Tensor, rate: Tensor, p: Tensor) -> Tensor:
     return all_p
 
 
-def lead(k: Tensor, u: Tensor, p: Tensor) -> Tensor:
-    """e^{u + k_t - p_{t-1}}: the present token's weight beside b_{t-1}, (T, B, A)."""
-    return (k - p[:-1]).add_(u).clamp_(max=CERTAIN).exp_()
+def blocks(T: int, width: int) -> Iterator[slice]:
+    """Spans of time, first to last, that hold about BLOCK numbers at `width` a step."""
+    length = max(1, BLOCK // width)
+    return (slice(start, min(start + length, T)) for start in range(0, T, length))
+
+
+def cut(x: Tensor, span: slice, dtype: torch.dtype) -> Tensor:
+    """One block, time outermost, so that a step is one piece of memory: (B, T, A) -> (n, B, A)."""
+    return x[:, span].transpose(0, 1).to(dtype).contiguous()
 
 
 class _WKV(torch.autograd.Function):
-    """Equations 23 to 28 and their gradient; tensors (T, B, A), vectors (A), states (B, A)."""
+    """The blocks and their gradient; k, v and y (B, T, A), rate and u (A), states (B, A)."""
 
     @staticmethod
     def forward(
-        ctx: Any, k: Tensor, v: Tensor, rate: Tensor, u: Tensor, a: Tensor, b: Tensor, p0: Tensor
+        ctx: Any, k: Tensor, v: Tensor, rate: Tensor, u: Tensor, a: Tensor, b: Tensor, p: Tensor
     ) -> tuple[Tensor, ...]:
-        """The averages y, and a, b, p after the last step."""
-        p = maxima(k, rate, p0)
-        keep = (p[:-1] - p[1:]).sub_(rate).exp_()  # e^{p_{t-1} - w - p_t}, at most 1
-        s = torch.empty(len(k) + 1, 2, *k.shape[1:], dtype=k.dtype, device=k.device)  # (a, b) at each step
-        s[0, 0], s[0, 1] = a, b
-        new = torch.sub(k, p[1:], out=s[1:, 1]).exp_()  # e^{k_t - p_t}, at most 1
-        torch.mul(new, v, out=s[1:, 0])
-        onwards = s.unbind(0)
-        for before, keep_t, after in zip(onwards, keep.unbind(0), onwards[1:], strict=False):
-            after.addcmul_(keep_t, before)  # equations 26, 27
-        now = lead(k, u, p)
-        y = torch.addcmul(s[:-1, 0], now, v).div_(s[:-1, 1] + now)  # equation 24
-        ctx.save_for_backward(k, v, rate, u, a, b, p0, p, s)
-        last = p[-1].clone()
-        ctx.mark_non_differentiable(last)
-        return y, s[-1, 0].clone(), s[-1, 1].clone(), last
+        """The averages, and a, b, p after the last step."""
+        y, starts = torch.empty_like(v, memory_format=torch.contiguous_format), []
+        for span in blocks(k.shape[1], a.numel()):
+            starts += [a, b, p]
+            block = run_block(cut(k, span, a.dtype), cut(v, span, a.dtype), rate, u, a, b, p)
+            y[:, span] = block.y.transpose(0, 1)
+            a, b, p = block.s[-1, 0].clone(), block.s[-1, 1].clone(), block.p[-1].clone()
+        ctx.save_for_backward(k, v, rate, u, *starts)
+        ctx.mark_non_differentiable(p)
+        return y, a, b, p
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """By hand, or through `steps` when the gradient itself is to be differentiated."""
-        k, v, rate, u, a, b, p0, p, s = ctx.saved_tensors
-        dy, da, db, _ = grads
+        """By hand, block by block, or through `steps` when the gradient itself is to be differentiated."""
+        k, v, rate, u, *starts = ctx.saved_tensors
         if torch.is_grad_enabled():
-            inputs = (k, v, rate, u, a, b, p0)
-            return differentiable_gradient(inputs, (dy, da, db), ctx.needs_input_grad)
-        keep = (p[:-1] - p[1:]).sub_(rate).exp_()
-        now = lead(k, u, p)
-        below = s[:-1, 1] + now
-        y = torch.addcmul(s[:-1, 0], now, v).div_(below)
-        # The gradient of (a, b) at each step, from the last to the first.
-        ds = torch.empty_like(s)
-        ds[-1, 0], ds[-1, 1] = da, db
-        share = torch.div(dy, below, out=ds[:-1, 0])
-        torch.mul(share, y, out=ds[:-1, 1]).neg_()
-        now.mul_(share)  # d loss / d (the present token's share of the numerator)
-        backwards = ds.unbind(0)[::-1]
-        for after, keep_t, before in zip(backwards, keep.unbind(0)[::-1], backwards[1:], strict=False):
-            before.addcmul_(keep_t, after)
-        new = torch.sub(k, p[1:], out=below).exp_()
-        dv = torch.addcmul(now, new, ds[1:, 0])
-        dk = torch.sub(v, y, out=y).mul_(now)
-        du = dk.sum((0, 1))
-        dk.add_(torch.addcmul(ds[1:, 1], v, ds[1:, 0]).mul_(new))
-        drate = keep.mul_((s[:-1] * ds[1:]).sum(1)).sum((0, 1)).neg_()
-        return dk, dv, drate, du, ds[0, 0].clone(), ds[0, 1].clone(), None
+            inputs = (k, v, rate, u, *starts[:3])
+            return differentiable_gradient(inputs, grads[:3], ctx.needs_input_grad)
+        dy, da, db, _ = grads
+        dk, dv = (torch.empty_like(z, memory_format=torch.contiguous_format) for z in (k, v))
+        drate, du = torch.zeros_like(rate), torch.zeros_like(u)
+        spans = list(blocks(k.shape[1], da.numel()))
+        for i, span in reversed(list(enumerate(spans))):
+            k_, v_, dy_ = (cut(z, span, da.dtype) for z in (k, v, dy))
+            block = run_block(k_, v_, rate, u, *starts[3 * i : 3 * i + 3])
+            dk_, dv_, drate_, du_, da, db = block_gradient(block, v_, dy_, da, db)
+            dk[:, span], dv[:, span] = dk_.transpose(0, 1), dv_.transpose(0, 1)
+            drate += drate_
+            du += du_
+        return dk, dv, drate, du, da, db, None
+
+
+def block_gradient(block: Block, v: Tensor, dy: Tensor, da: Tensor, db: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of k, v, rate, u and of the state before the block, from dy and those of the state after.
+
+    Overwrites the block.
+    """
+    _, s, keep, new, now, y = block
+    ds = torch.empty_like(s)  # the gradient of (a, b) at each step, filled from the last to the first
+    ds[-1, 0], ds[-1, 1] = da, db
+    share = torch.div(dy, s[:-1, 1] + now, out=ds[:-1, 0])
+    torch.mul(share, y, out=ds[:-1, 1]).neg_()
+    now.mul_(share)  # of the present token's own value
+    backwards = ds.unbind(0)[::-1]
+    for after, keep_t, before in zip(backwards, keep.unbind(0)[::-1], backwards[1:], strict=False):
+        before.addcmul_(keep_t, after)
+    dv = torch.addcmul(now, new, ds[1:, 0])
+    dk = torch.sub(v, y, out=y).mul_(now)
+    du = dk.sum((0, 1))
+    dk.addcmul_(torch.addcmul(ds[1:, 1], v, ds[1:, 0]), new)
+    drate = keep.mul_(s[:-1, 0].mul_(ds[1:, 0]).addcmul_(s[:-1, 1], ds[1:, 1])).sum((0, 1)).neg_()
+    return dk, dv, drate, du, ds[0, 0].clone(), ds[0, 1].clone()
 
 
 def steps(
@@ -132,16 +178,17 @@ def steps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Equations 23 to 28 in differentiable operations, one time step after another; p counts as constant.
 
-    k, v (T, B, A); rate, u (A); a, b, p (B, A). Returns y (T, B, A), and a and b after the last step.
+    k, v (B, T, A); rate, u (A); a, b, p (B, A). Returns y (B, T, A), and a and b after the last step.
     """
-    averages = []
+    averages, dtype = [], v.dtype
+    k, v = k.transpose(0, 1).to(a.dtype), v.transpose(0, 1).to(a.dtype)
     exponents = maxima(k.detach(), rate.detach(), p.detach())
     for k_t, v_t, before, after in zip(k, v, exponents, exponents[1:], strict=False):
         now = (u + k_t - before).clamp(max=CERTAIN).exp()
         averages.append((a + now * v_t) / (b + now))
         keep, new = (before - rate - after).exp(), (k_t - after).exp()
         a, b = keep * a + new * v_t, keep * b + new
-    return torch.stack(averages), a, b
+    return torch.stack(averages, 1).to(dtype), a, b
 
 
 def differentiable_gradient(
