@@ -187,5 +187,13 @@ def test_flops_count_the_guides_in_training_alone(name):
     assert part.train().flops(3) - part.eval().flops(3) == 3 * 4 * 32 * 128
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_guided_network_stays_whole_on_every_process(name):
+    part = guided(name)
+    assert not part.tensor_plan() and part.tensor_units() == 0
+    part.set_progress(0.5)
+    assert part.tensor_plan() == built(name, dim=32).tensor_plan()
+
+
 def test_the_networks_dense_first_block_needs_no_guide():
     assert not built("low_rank", layer=0, guidance=0.5).set_progress(0.0)

@@ -84,16 +84,23 @@ class Structured(FeatureMix):
         return self.down(F.gelu(self.up(x))), state
 
     def tensor_plan(self) -> Mapping[str, Split]:
-        """A dense first layer splits by hidden units."""
-        return {"up.whole": "column", "down.whole": "row"} if self.dense else self.structured_plan()
+        """A dense first layer splits by hidden units; a guided one stays whole, as its guides would need a
+        second sum."""
+        if self.dense:
+            return {"up.whole": "column", "down.whole": "row"}
+        return {} if self.up.guide is not None else self.structured_plan()
 
     def structured_plan(self) -> Mapping[str, Split]:
         """How the structured maps split."""
         return {}
 
+    def structured_units(self) -> int:
+        """What a split of the structured maps may not cut through."""
+        return self.hidden
+
     def tensor_units(self) -> int:
-        """Hidden units."""
-        return self.hidden if self.tensor_plan() else 0
+        """Hidden units, or what the structure says, where anything is split."""
+        return (self.hidden if self.dense else self.structured_units()) if self.tensor_plan() else 0
 
 
 def guide_weight(fraction: float) -> float:
@@ -157,9 +164,9 @@ class BlockDense(LowRank):
         """Whole blocks of the second projection, with the hidden units they read."""
         return {"up.v": "shared", "up.u": "column", "down.v": "column", "down.u": "row"}
 
-    def tensor_units(self) -> int:
-        """Blocks; hidden units of a dense layer."""
-        return self.hidden if self.dense else self.config.blocks
+    def structured_units(self) -> int:
+        """Blocks."""
+        return self.config.blocks
 
 
 @register("feature", "block_shuffle")

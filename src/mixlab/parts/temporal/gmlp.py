@@ -145,10 +145,11 @@ class GMLP(Part):
         if state is not None:
             state = remember(state, z2, k, v)
             z2, k, v = (kept[:, :stop].to(x.dtype) for kept in state[:3])
-        mixed = self.rows(start, stop) @ z2 + self.bias[start:stop, None]  # (T, S) (B, S, C) -> (B, T, C)
+        W = self.rows(start, stop).to(z2.dtype).expand(len(x), -1, -1)  # (T, S) -> (B, T, S), without copies
+        mixed = torch.bmm(W, z2) + self.bias[start:stop, None].to(z2.dtype)  # (B, T, C)
         if self.qkv is not None:
             mixed = mixed + self.lift(attend(q, k, v))
-        return self.out(z1 * mixed.to(z1.dtype)), state
+        return self.out(z1 * mixed), state
 
     def normalise(self, z: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         """LN of each group of channels."""
