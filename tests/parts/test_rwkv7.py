@@ -61,7 +61,7 @@ def test_any_chunk_gives_the_recurrence(chunk):
     assert (after - S).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("chunk", [16, 32, 64, 128])
+@pytest.mark.parametrize("chunk", [16, 32, 64])
 def test_the_fastest_decay_stays_accurate_in_float32(chunk):
     *inputs, memory = drawn(2, 256, 2, 64)
     inputs[1] = torch.full_like(inputs[1], -math.exp(-0.5))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mixlab.errors import UserError
 from mixlab.parts.contract import Part, Place, Role, Split, register, state_dtype
+from mixlab.parts.shift import blend
 from mixlab.parts.temporal.delta_rule import delta_rule, delta_rule_flops
 
 FASTEST = math.exp(-0.5)
@@ -98,8 +99,8 @@ class RWKV7(Part):
             fits = sorted((h for h in range(1, D + 1) if D % h == 0), key=lambda h: (abs(h - self.heads), h))
             near = " and ".join(map(str, sorted(fits[:2])))
             raise UserError(f"rwkv7: {self.heads} heads do not divide the width {D}; the nearest are {near}")
-        if not 1 <= config.chunk <= 128:
-            raise UserError(f"rwkv7: chunk must be from 1 to 128 (float32's range), got {config.chunk}")
+        if not 1 <= config.chunk <= 64:
+            raise UserError(f"rwkv7: chunk must be from 1 to 64 (float32's range), got {config.chunk}")
         for name in ("decay_rank", "rate_rank", "value_rank", "gate_rank"):
             if getattr(config, name) < 0:
                 raise UserError(f"rwkv7: {name} must be 0 (default) or positive, got {getattr(config, name)}")
@@ -219,11 +220,9 @@ class RWKV7(Part):
         self, x: Float[Tensor, "B T D"], state: Any, carry: dict[str, Tensor] | None = None
     ) -> tuple[Float[Tensor, "B T D"], Any]:
         """The paper's equations 3 to 22, in the official numpy reference's order and names."""
-        kept, (B, _, D) = state_dtype(x.dtype), x.shape
-        before = x.new_zeros(B, D) if state is None else state.shift.to(x.dtype)
-        last = torch.cat((before[:, None], x[:, :-1]), 1)
-        mixed = torch.addcmul(x, last - x, self.mix_last.to(x.dtype)[:, None, None])
-        x_r, x_w, x_k, x_v, x_a, x_g = mixed.unbind(0)  # (6, B, T, D) -> 6 times (B, T, D)
+        kept = state_dtype(x.dtype)
+        now, last = (1 - self.mix_last).unbind(0), None if state is None else state.shift
+        x_r, x_w, x_k, x_v, x_a, x_g = blend(x, *now, last=last)
         r, k, v = self.r(x_r).to(kept), self.k(x_k).to(kept), self.v(x_v).to(kept)
         log_w = self.log_decay(x_w).to(kept)
         a = torch.sigmoid(self.rate.up(self.rate.down(x_a)) + self.rate_bias)
@@ -235,7 +234,7 @@ class RWKV7(Part):
         kk = F.normalize(self._by_head(k * self.k_k), dim=-1, eps=1e-12)
         k = k * (1 + (a - 1) * self.k_a)
         r, log_w, k, v, a = (self._by_head(h) for h in (r, log_w, k, v, a))  # (B, T, H, K)
-        memory = kk.new_zeros(B, r.shape[2], self.width, self.width) if state is None else state.memory
+        memory = kk.new_zeros(len(x), r.shape[2], self.width, self.width) if state is None else state.memory
         with torch.autocast(x.device.type, enabled=False):
             y, memory = delta_rule(r, log_w, k, v, -kk, kk * a, memory, self.config.chunk)
         y = F.layer_norm(y, (self.width,), eps=NORM_EPS).flatten(2) * self.norm_gain + self.norm_shift
