@@ -138,10 +138,13 @@ class Part(Component):
         """The part's own computation, for rows that hold one document each."""
         raise NotImplementedError(f"{type(self).__name__}.mix")
 
-    def mix_segments(self, x: Float[Tensor, "B T D"], segment: Int[Tensor, "B T"], **rest: Any) -> Float[Tensor, "B T D"]:
+    def mix_segments(
+        self, x: Float[Tensor, "B T D"], segment: Int[Tensor, "B T"], **rest: Any
+    ) -> Float[Tensor, "B T D"]:
         """Mix packed rows: cut them at the starts, run the pieces as rows, put them back.
 
-        Correct for every causal part, because the padding stands to the right of each piece.
+        Correct for every causal part, because the padding stands to the right of each piece. `rest` is
+        handed on to `mix`.
         """
         starts = torch.ones_like(segment, dtype=torch.bool)
         starts[:, 1:] = segment[:, 1:] != segment[:, :-1]
@@ -177,7 +180,7 @@ class Part(Component):
         return {name: module for name, module in self.named_modules() if isinstance(module, nn.Linear)}
 
     def tensor_plan(self) -> Mapping[str, Split]:
-        """Name of a parameter or submodule -> how it splits over a tensor-parallel mesh.
+        """Name of a parameter, buffer or submodule -> how it splits over a tensor-parallel mesh.
 
         A part that names any begins with columns and ends with one row-split Linear: one all-reduce each
         way. It must then name all that the divided computation reads, and take sizes from the tensors it
