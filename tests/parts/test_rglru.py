@@ -174,6 +174,16 @@ def test_what_is_kept_for_the_backward_pass_grows_linearly_with_time():
     assert kept[256] - kept[128] == 2 * (kept[128] - kept[64])
 
 
+def test_a_state_holds_nothing_but_itself():
+    part = built(dim=32, dtype=torch.float32)
+    state = part.init_state(1, 500, device="cpu", dtype=torch.float32)
+    with torch.no_grad():
+        for T in (500, 1):
+            _, state = part(torch.randn(1, T, 32), state)
+            held = sum(t.untyped_storage().nbytes() for t in state)
+            assert held == part.state_bytes(500, torch.float32)
+
+
 def test_the_roles_keep_decay_and_taps_from_weight_decay():
     roles = built().parameter_roles()
     assert roles["decay"] == "recurrence"

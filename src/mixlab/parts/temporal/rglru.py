@@ -168,6 +168,6 @@ class RGLRU(Part):
         y = self.out(y).transpose(0, 1)  # (T, B, D) -> (B, T, D)
         if state is None:
             return y, None
-        last = torch.cat((past, value))[len(value) :].transpose(0, 1)  # (N - 1, B, R) -> (B, N - 1, R)
-        length = state.length + len(value)
-        return y, RGLRUState(h.to(state.h.dtype), last.to(state.inputs.dtype), length)
+        T, kept = len(value), min(len(value), len(past))
+        last = torch.cat((past[kept:], value[T - kept :])).transpose(0, 1)  # (N-1, B, R) -> (B, N-1, R)
+        return y, RGLRUState(h.to(state.h.dtype), last.to(state.inputs.dtype), state.length + T)

@@ -49,7 +49,7 @@ def core(p: Inputs, *, fresh: bool) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled():
         return cast("tuple[Tensor, Tensor]", _Core.apply(*p, fresh))
     y, hs = _forward(p, fresh)
-    return y, hs[-1]
+    return y, hs[-1].clone()  # not a view, which would keep all the others alive
 
 
 class _BoundedSqrt(torch.autograd.Function):
