@@ -32,7 +32,7 @@ def tiny(p, row, t, a):
 
 
 def gmlp(p, x, config, position):
-    """Y = V (Z1 * (W LN(Z2) + b)), equations 1 to 3; in aMLP attention is added to the gate."""
+    """Y = V (Z1 * (W LN(Z2) + b)), equations 1, 2 and 4; in aMLP attention is added to the gate."""
     rows = []
     for row in x:
         z1 = [gelu(p["value.weight"] @ v + p["value.bias"]) for v in row]

@@ -1,4 +1,4 @@
-"""Linear maps stored as products of smaller ones (Wei et al. 2024, section 3.1), and the dense one."""
+"""Linear maps stored as products of smaller ones (Wei et al. 2024), and the dense one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DENSE_STD = 0.02
 class Map(nn.Module):
     """(..., N) -> (..., M) without a bias; in training perhaps guided by a dense matrix.
 
-    guide: W of o = alpha W x + (1 - alpha) U(V x) (section 3.3), which is there only while it guides. It is
+    guide: W of o = alpha W x + (1 - alpha) U(V x), which is there only while it guides. It is
     no part of the model: evaluation leaves it out, and so does the state dict.
     """
 

@@ -24,7 +24,7 @@ RANK_MULTIPLE = 4
 class Shared:
     """What all structures have. ratio: hidden width over D, 4 as in the paper. multiple: it is rounded to it.
     dense_first: whether the network's first block keeps a dense one, as in the paper. guidance: the part of
-    training, from its start, in which dense matrices guide (section 3.3); 0.5 in the paper, 0 leaves it out.
+    training, from its start, in which dense matrices guide; 0.5 in the paper, 0 leaves it out.
     """
 
     ratio: float = 4.0
@@ -80,7 +80,7 @@ class Structured(FeatureMix):
         return guides != [map.guide is not None for map in (self.up, self.down)]
 
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
-        """FFN(x) = W2 gelu(W1 x) (section 2)."""
+        """FFN(x) = W2 gelu(W1 x)."""
         return self.down(F.gelu(self.up(x))), state
 
     def tensor_plan(self) -> Mapping[str, Split]:
