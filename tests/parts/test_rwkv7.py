@@ -165,7 +165,7 @@ def test_flops_count_the_carried_value(temporal):
 
 
 def test_one_step_costs_less_than_a_chunk_of_one():
-    assert delta_rule_flops(1, 4, 64, 32) < 2 * 4 * 64 * (7 + 4 * 64)
+    assert delta_rule_flops(1, 4, 64, 32) < 2 * 4 * 64 * (8 + 4 * 64)
 
 
 @pytest.mark.parametrize("layer", [0, 3])
