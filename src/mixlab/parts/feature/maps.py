@@ -137,11 +137,11 @@ class BlockDiagonal(nn.Module):
             nn.init.orthogonal_(block, scale)
 
     def forward(self, x: Float[Tensor, "*B N"]) -> Float[Tensor, "*B M"]:
-        """Every block's product in one batch."""
+        """A product a block: few blocks, so that on a CPU a loop beats one batched product, whose operands
+        would be copied into its order and back."""
         w = self.weight
-        pieces = x.reshape(-1, w.shape[0], w.shape[2]).transpose(0, 1)  # (..., B n) -> (B, rows, n)
-        y = torch.bmm(pieces, w.transpose(1, 2))
-        return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
+        pieces = zip(x.chunk(w.shape[0], -1), w.unbind(0), strict=True)  # (..., n) and (m, n)
+        return torch.cat([F.linear(piece, block) for piece, block in pieces], -1)
 
 
 class BlockDenseMap(Map):
