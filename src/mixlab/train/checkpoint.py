@@ -2,7 +2,7 @@
 
     checkpoints/step-0000400/
       model.safetensors      parameters and buffers          (an n-gram: the files it saves itself)
-      training.safetensors   optimizer state, random state
+      training.safetensors   optimizer state, random state, parameters that serve training alone
       training.json          step, counters, data cursor
       manifest.json          sha256 and size of each of the others
 
