@@ -61,6 +61,13 @@ def test_any_chunk_gives_the_recurrence(chunk):
     assert (after - S).abs().max() < 1e-10
 
 
+def test_gradients_by_hand_are_the_slopes_and_can_be_differentiated(monkeypatch):
+    monkeypatch.setattr("mixlab.parts.temporal.delta_rule.GROUP", 12)  # two chunks a group of one sequence
+    inputs = tuple(x.requires_grad_() for x in drawn(1, 7, 1, 2))
+    assert torch.autograd.gradcheck(lambda *x: delta_rule(*x, 3), inputs)
+    assert torch.autograd.gradgradcheck(lambda *x: delta_rule(*x, 3), inputs)
+
+
 @pytest.mark.parametrize("chunk", [16, 32, 64])
 def test_the_fastest_decay_stays_accurate_in_float32(chunk):
     *inputs, memory = drawn(2, 256, 2, 64)

@@ -101,7 +101,8 @@ def _forward(
     C, K = r.shape[-2:]
     total = _sums(mask) @ log_w  # log W_t
     X = torch.cat(((total - log_w).exp() * a, total.exp() * r), -2)
-    Z = torch.cat((b, k), -2) * (-total).exp().repeat(1, 1, 1, 2, 1)
+    grow = (-total).exp()
+    Z = torch.cat((grow * b, grow * k), -2)
     G = (X @ Z.mT).mul_(mask)
     v = v.contiguous()
     system = torch.cat((X[..., :C, :], G[..., :C, C:] @ v), -1)
