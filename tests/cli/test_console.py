@@ -39,10 +39,10 @@ def test_a_log_gets_a_line_now_and_then_and_the_last() -> None:
         progress({"kind": "eval", "step": 10, "bits_per_byte": 1.5})
     lines = stream.getvalue().splitlines()
     assert [line.split("step ")[1].split()[0] for line in lines] == ["1", "3", "5", "7", "9", "10"]
-    assert lines[0] == "gru   10%  step 1  loss 2.000  3.0k tokens/s"
+    assert lines[0] == "gru   10%  step 1  loss 2.000 nats  3.0k tokens/s"
     # Nine tenths took 8 half-waits since the first line; one tenth is left.
     assert lines[4].endswith(f"3.0k tokens/s  {clock(QUIET_SECONDS / 2)} left")
-    assert lines[5] == "gru  100%  step 10  loss 2.000  valid 1.500 bits/byte  3.0k tokens/s"
+    assert lines[5] == "gru  100%  step 10  loss 2.000 nats  valid 1.500 bits/byte  3.0k tokens/s"
 
 
 def test_a_resumed_run_estimates_from_its_own_pace() -> None:
@@ -81,7 +81,7 @@ def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
         progress(step(10))
     shown = stream.getvalue()
     assert "gru [2]" in shown
-    assert "step 10  loss 2.000" in shown
+    assert "step 10  loss 2.000 nats" in shown
     assert "100%" in shown
 
 

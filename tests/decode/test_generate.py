@@ -144,3 +144,12 @@ def test_generation_leaves_the_model_as_it_was() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     list(generate(model, [0], max_tokens=3))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_seed_out_of_range_and_a_length_beyond_memory_get_a_sentence():
+    model = mixlab.build_model({"vocab_size": 8, "dim": 8, "depth": 1, "context": 8}).eval()
+    for seed in (-1, 2**63, 10**30):
+        with pytest.raises(UserError, match="seed .* out of range"):
+            generate(model, [0], max_tokens=1, seed=seed)
+    with pytest.raises(UserError, match="no memory for 1000000000001 tokens"):
+        next(generate(model, [0], max_tokens=10**12))

@@ -181,6 +181,8 @@ def test_a_model_is_built_from_a_toml_file(tmp_path):
         ({"temporal": {"kind": "attention", "heads": "three"}}, "model.temporal.heads"),
         ({"temporal": []}, "model.temporal is an empty list"),
         ({"position": ["rope"]}, "model.position takes one part"),
+        ({"temporal": ["gru"] * 3}, "model.temporal lists 3 parts for a depth of 2"),
+        ({"dim": 10**9}, "does not fit in memory"),
         ({"dmi": 24}, "did you mean 'dim'"),
         ({"dim": "24"}, "model.dim"),
         ({"dim": 0}, "model.dim must be at least 1"),

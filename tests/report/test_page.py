@@ -262,7 +262,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path):
 
 def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     target = tmp_path / "report.html"
-    target.write_text("old")
+    old = write_report({}, target).read_text()
 
     def full(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
@@ -270,4 +270,15 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(UserError, match="No space left on device"):
         write_report({}, target)
-    assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    assert target.read_text() == old and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_report_replaces_a_report_and_nothing_else(tmp_path):
+    text = tmp_path / "my.txt"
+    text.write_text("the only copy")
+    with pytest.raises(UserError, match=r"my\.txt exists and is not a report"):
+        write_report(comparison(), text)
+    assert text.read_text() == "the only copy"
+    page = tmp_path / "report.html"
+    write_report(comparison(), page)
+    assert write_report(comparison(), page).read_bytes() == page.read_bytes()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from mixlab.errors import UserError
 from mixlab.train import loop
 from mixlab.train.config import OptimizerConfig, ScheduleConfig
+from mixlab.train.folder import RunFolder
 from mixlab.train.loop import train
 from mixlab.train.metrics import read_metrics
 
@@ -186,3 +187,22 @@ def test_seconds_go_on_from_the_checkpoint(config, tmp_path):
     train(minutes, tmp_path / "run", resume=True, progress=stop_at(3))
     seconds = [line["seconds"] for line in read_metrics(tmp_path / "run/metrics.jsonl", "step")]
     assert seconds[1] == scalars["counters"]["seconds"] < seconds[2]
+
+
+def test_a_folder_that_another_process_writes_is_refused(config, tmp_path):
+    straight = tmp_path / "run"
+    with RunFolder(straight).locked(), pytest.raises(UserError, match="in use: another process"):
+        train(config, straight, progress=quiet)
+    assert not (straight / "config.toml").exists()
+    train(config, straight, progress=quiet)
+    with RunFolder(straight).locked(), pytest.raises(UserError, match="in use: another process"):
+        train(config, straight, resume=True, progress=quiet)
+
+
+def test_a_length_already_passed_is_refused_and_changes_nothing(config, tmp_path):
+    train(config, tmp_path / "run", progress=quiet)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    shorter = replace(config, train=config.train.with_horizon(steps=3))
+    with pytest.raises(UserError, match="at step 8 .* past the steps asked for"):
+        train(shorter, tmp_path / "run", resume=True, progress=quiet)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before

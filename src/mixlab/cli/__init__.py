@@ -75,6 +75,8 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows '?', not a traceback
+    if sys.stdout is None:
+        return _say("standard output is closed, so there is nowhere to put a result", 2)
     command = typer.main.get_command(make_app())
     try:
         # make_context and invoke, not main(): that one handles interrupts and closed pipes in its own way.

@@ -84,8 +84,11 @@ def parameters(budget: str) -> int:
 
 def check_report(path: Path) -> None:
     """UserError, before anything is trained, if the report cannot be written there."""
+    from mixlab.report import check_place
+
     if path.is_dir():
         raise UserError(f"--report {path} is a folder: name a file, such as {path / 'report.html'}")
+    check_place(path)
 
 
 def _request(

@@ -118,7 +118,7 @@ class Progress:
     def _facts(self) -> str:
         facts = [f"step {self.shown['step']}"] if "step" in self.shown else []
         if self.shown.get("loss") is not None:
-            facts.append(f"loss {self.shown['loss']:.3f}")
+            facts.append(f"loss {self.shown['loss']:.3f} nats")
         if self.shown.get("bits_per_byte") is not None:
             facts.append(f"valid {self.shown['bits_per_byte']:.3f} bits/byte")
         if self.shown.get("tokens_per_second"):

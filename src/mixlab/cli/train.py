@@ -89,11 +89,16 @@ def _new(
         raise UserError(f"give --preset NAME ({', '.join(preset_names())}, or a .toml file) or --resume RUN")
     tables = apply_overrides(read_preset(preset), ())
     if text:
-        tables.setdefault("data", {})["sources"] = list(text)
+        tables.setdefault("data", {})["sources"] = [absolute(source) for source in text]
     if seed is not None:
         tables.setdefault("train", {})["seed"] = seed
     set_horizon(tables.setdefault("train", {}), horizon)
     return load_run_config(tables, overrides)
+
+
+def absolute(source: str) -> str:
+    """A text's path from the root, so that the run can be resumed from any folder."""
+    return source if source == "-" or source.startswith("corpus:") else str(Path(source).absolute())
 
 
 def set_horizon(train: dict[str, Any], horizon: Mapping[str, Any]) -> None:

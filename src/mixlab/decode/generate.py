@@ -39,6 +39,8 @@ def generate(
         raise UserError(f"token {outside[0]} is outside the vocabulary of {scorer.vocab_size}")
     if max_tokens < 0:
         raise UserError(f"max-tokens {max_tokens} is out of range: 0 or more")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed {seed} is out of range: a whole number from 0 to 2**63 - 1")
     generator = torch.Generator().manual_seed(seed)
 
     def choose(logits: torch.Tensor) -> int:
@@ -97,7 +99,10 @@ class _Reader:
                     f"this model knows {self.limit} positions: past them it goes on from the last {kept}"
                 )
                 self.note = None
-        self.state = self.scorer.init_state(1, self.room)
+        try:
+            self.state = self.scorer.init_state(1, self.room)
+        except (RuntimeError, MemoryError, OverflowError):
+            raise UserError(f"no memory for {self.room} tokens; ask for fewer max-tokens") from None
         self.seen = []
         return tokens
 

@@ -64,6 +64,8 @@ class ModelConfig:
         listed = [spec] if isinstance(spec, (str, Mapping)) else list(spec)
         if not listed:
             raise UserError(f"model.{kind} is an empty list; name at least one part")
+        if len(listed) > self.depth:
+            raise UserError(f"model.{kind} lists {len(listed)} parts for a depth of {self.depth}")
         period = [_choose(kind, one) for one in listed]
         return tuple(period[layer % len(period)] for layer in range(self.depth))
 

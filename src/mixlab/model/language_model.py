@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mixlab.errors import UserError
 from mixlab.model.block import Block, BlockState
 from mixlab.model.config import ModelConfig, model_config
 from mixlab.model.scorer import Output
@@ -252,4 +253,13 @@ def build_model(config: ModelConfig | Mapping[str, Any] | str | Any) -> Language
 
     Draws from torch's global generator. Raises UserError for what does not fit.
     """
-    return LanguageModel(model_config(config))
+    checked = model_config(config)
+    try:
+        return LanguageModel(checked)
+    except (RuntimeError, MemoryError) as error:
+        if "memory" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        raise UserError(
+            f"a model of width {checked.dim} and depth {checked.depth} does not fit in memory; "
+            "choose a smaller model.dim or model.depth"
+        ) from None

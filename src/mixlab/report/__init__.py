@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixlab.report.page import render, write_report
+from mixlab.report.page import check_place, render, write_report
 from mixlab.report.run import from_run
 
-__all__ = ["from_run", "render", "write_report"]
+__all__ = ["check_place", "from_run", "render", "write_report"]

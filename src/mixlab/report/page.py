@@ -149,6 +149,10 @@ def _style(environment: Any) -> str:
     return style
 
 
+MARK = b'<meta name="generator" content="mixlab">'
+"""By which a report is known."""
+
+
 @lru_cache(maxsize=1)
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs
@@ -170,18 +174,28 @@ def _hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
+def check_place(path: Path) -> None:
+    """UserError if `path` holds something other than a report: a text given for a report is not lost."""
+    if path.is_dir():
+        raise UserError(f"cannot write the report to {path}: it is a folder; name a file in it")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if MARK not in file.read(400):
+                raise UserError(f"{path} exists and is not a report of mixlab: choose another file")
+
+
 def write_report(comparison: Mapping[str, Any], path: Path) -> Path:
     """Write the page to `path` (folders are made) through a temporary file beside it: never half a page.
 
-    Returns `path`. Raises UserError, leaving what was there, if the place cannot be written.
+    Returns `path`. Raises UserError, leaving what was there, if the place cannot be written or holds
+    anything but an earlier report.
     """
     path = Path(path)
+    check_place(path)
     html = render(comparison)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder; name a file in it")
         temporary.write_text(html, encoding="utf-8", newline="\n")
         temporary.replace(path)
     except OSError as error:

@@ -15,7 +15,7 @@ from mixlab.model.scorer import Scorer
 from mixlab.train.precision import autocast, resolve
 
 
-class EvaluationStopped(Exception):  # noqa: N818 (nothing went wrong)
+class EvaluationStopped(Exception):
     """The evaluation was asked to stop before its end."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,12 @@ from mixlab.config import parse, read_toml, to_mapping, to_toml
 from mixlab.data import Dataset
 from mixlab.errors import UserError
 from mixlab.train.config import RunConfig
-from mixlab.train.files import write_text
+from mixlab.train.files import disk_errors, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # A resumed run may go on for longer, look more often and keep more; anything else would make it another run.
 MAY_CHANGE = ("name", "train.steps", "train.tokens", "train.minutes", "train.eval_every", "train.checkpoint")
@@ -64,6 +71,30 @@ class RunFolder:
             raise UserError(
                 f"{self.path} already holds a run ({taken.name}): resume it, or choose another output folder"
             )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; UserError if another one writes to it.
+
+        The system releases the lock with the process, however it ends. Where it has no such locks
+        (Windows), two processes are not told apart.
+        """
+        with disk_errors(f"to {self.path}", failure=UserError):
+            self.path.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.path} is in use: another process is writing this run; wait for it or stop it"
+                ) from None
+            yield
+        finally:
+            os.close(handle)
 
     def read_config(self) -> RunConfig:
         """The saved RunConfig; UserError if there is none."""

@@ -23,7 +23,7 @@ from mixlab.data import Batches, Dataset, load_tokenizer, prepare
 from mixlab.errors import RunFailed, UserError
 from mixlab.model.language_model import build_model
 from mixlab.train import checkpoint, diagnose, machine
-from mixlab.train.config import RunConfig
+from mixlab.train.config import RunConfig, TrainConfig
 from mixlab.train.counters import Clock, Counters
 from mixlab.train.evaluate import EvaluationStopped, evaluate
 from mixlab.train.files import disk_errors, write_text
@@ -66,15 +66,21 @@ def train(
     if config.model is None:
         from mixlab.train.count import count
 
-        begin(folder, config, dataset, facts)
-        return count(config, folder, dataset, report)
+        with folder.locked():
+            if not resume:
+                folder.check_free()
+            begin(folder, config, dataset, facts)
+            return count(config, folder, dataset, report)
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):  # the caller's random state is not ours to move
         trainer = Trainer(config, folder, dataset, report)  # first: a part that does not fit leaves no folder
-        begin(folder, config, dataset, facts)
-        if resume:
-            trainer.resume()
-        return trainer.run()
+        with folder.locked():
+            if resume:
+                trainer.resume(folder.read_config().train)
+            else:
+                folder.check_free()  # again, now that no other process can take it
+            begin(folder, config, dataset, facts)
+            return trainer.run()
 
 
 def begin(folder: RunFolder, config: RunConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
@@ -325,8 +331,8 @@ class Trainer:
         scalars = {"counters": asdict(self.done), "batches": self.batches.state_dict()}
         write_text(path / checkpoint.SCALARS, json.dumps(scalars, indent=1) + "\n")
 
-    def resume(self) -> None:
-        """Put back the newest whole checkpoint and cut the record back to it."""
+    def resume(self, before: TrainConfig) -> None:
+        """Put back the newest whole checkpoint and cut the record back to it; `before` is what it ran by."""
         checkpoint.sweep(self.folder.checkpoints)
         found = checkpoint.list_checkpoints(self.folder.checkpoints)
         if found:
@@ -334,9 +340,23 @@ class Trainer:
             self.load(self.saved)
         else:
             self.note(f"{self.folder.path} has no checkpoint yet: starting from the first step")
+        self.check_length(before)
         cut_back(self.folder.metrics, self.done.step)
         for line in read_metrics(self.folder.metrics):
             self.remember(line)
+
+    def check_length(self, before: TrainConfig) -> None:
+        """UserError if the run is resumed for a length that it has already passed."""
+        if self.config.horizon == before.horizon:
+            name = self.config.horizon
+            if getattr(self.config, name) >= getattr(before, name):
+                return
+        done = self.done
+        if self.config.progress(steps=done.step, tokens=done.tokens, seconds=done.seconds) > 1:
+            raise UserError(
+                f"{self.folder.path} is at step {self.done.step} ({self.done.tokens} tokens), past the "
+                f"{self.config.horizon} asked for; give a greater length to go on"
+            )
 
     def load(self, path: Path) -> None:
         """Put back what `write` put there."""
