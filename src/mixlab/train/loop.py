@@ -347,15 +347,13 @@ class Trainer:
 
     def check_length(self, before: TrainConfig) -> None:
         """UserError if the run is resumed for a length that it has already passed."""
-        if self.config.horizon == before.horizon:
-            name = self.config.horizon
-            if getattr(self.config, name) >= getattr(before, name):
-                return
-        done = self.done
-        if self.config.progress(steps=done.step, tokens=done.tokens, seconds=done.seconds) > 1:
+        done, name = self.done, self.config.horizon
+        no_shorter = name == before.horizon and getattr(self.config, name) >= getattr(before, name)
+        passed = self.config.progress(steps=done.step, tokens=done.tokens, seconds=done.seconds) > 1
+        if passed and not no_shorter:
             raise UserError(
-                f"{self.folder.path} is at step {self.done.step} ({self.done.tokens} tokens), past the "
-                f"{self.config.horizon} asked for; give a greater length to go on"
+                f"{self.folder.path} is at step {done.step} ({done.tokens} tokens), past the {name} asked "
+                "for; give a greater length to go on"
             )
 
     def load(self, path: Path) -> None:
