@@ -120,3 +120,8 @@ def test_a_damaged_ngram_is_named(ngram_run):
     flip(ngram_run / "checkpoints/step-0000001/ngram.safetensors")
     with pytest.raises(UserError, match=r"ngram\.safetensors is damaged"):
         load(ngram_run)
+
+
+def test_a_device_that_is_not_there_is_named(run):
+    with pytest.raises(UserError, match="cannot be put on device 'gpu'"):
+        load(run, device="gpu")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from mixlab.errors import UserError
@@ -114,11 +116,16 @@ def model_config(source: ModelConfig | Mapping[str, Any] | str | Any) -> ModelCo
 
     A TOML file may hold the keys at its top or in a `[model]` table. Raises UserError.
     """
-    if isinstance(source, ModelConfig):
-        return source.validate()
     from mixlab.config import parse, read_toml
 
+    if isinstance(source, ModelConfig):
+        source = vars(source)  # a dataclass takes values of any type: they are checked here
+    if isinstance(source, str | PathLike):
+        tables = read_toml(Path(source))
+        source = tables.get("model", tables)
     if not isinstance(source, Mapping):
-        source = read_toml(source)
-        source = source.get("model", source)
+        raise UserError(
+            "model: expected a ModelConfig, a table of its keys or the path of a TOML file, "
+            f"got {type(source).__name__}"
+        )
     return parse(ModelConfig, source, where="model").validate()

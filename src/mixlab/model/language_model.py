@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from mixlab.errors import UserError
 from mixlab.model.block import Block, BlockState
 from mixlab.model.config import ModelConfig, model_config
+from mixlab.model.inputs import check_rows, cross_entropy, look_up
 from mixlab.model.scorer import Output
 from mixlab.parts.contract import Component, Place, Role, build, get
 from mixlab.parts.norm import Norm
@@ -101,7 +102,9 @@ class LanguageModel(nn.Module):
         self, tokens: Int[Tensor, "B T"], state: Any = None, *, segment: Int[Tensor, "B T"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], Any]:
         """What the head reads: the normalised residual stream after the last block, and the state."""
-        x = self.embedding(tokens)
+        x = look_up(self.embedding, tokens)
+        if segment is not None:
+            check_rows("segment numbers", segment, tokens)
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
         if self.embedding_norm is not None:
@@ -169,6 +172,7 @@ class LanguageModel(nn.Module):
         tokens at a time.
         """
         x, _ = self.hidden(inputs, segment=segment)
+        check_rows("targets", targets, inputs)
         x, y = x.flatten(0, 1), targets.flatten()
         rows = max(1, CHUNK_LOGITS // self.vocab_size)
         if len(x) <= rows:
@@ -179,14 +183,13 @@ class LanguageModel(nn.Module):
     def _nats(self, x: Float[Tensor, "N D"], y: Int[Tensor, "N"]) -> Float[Tensor, ""]:
         """Summed negative log-likelihood of `y`, at least in float32."""
         logits = self.logits(x)
-        return F.cross_entropy(
-            logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="sum"
-        )
+        return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="sum")
 
     def score(self, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """Natural log-probability, float32, of each target after its row's inputs; rows start afresh."""
         logits = self(inputs).logits.flatten(0, 1).float()
-        return -F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
+        check_rows("targets", targets, inputs)
+        return -cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
 
     def layers(self) -> list[Block]:
         """The blocks, first to last."""

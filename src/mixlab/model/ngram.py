@@ -66,7 +66,8 @@ class NGram:
         order: 1..8; an n-gram sees order - 1 tokens of context.
         vocab_size: number of token ids; by default one more than the largest in the text.
 
-        Raises UserError for an order outside 1..8, an empty corpus and a token outside the vocabulary.
+        Raises UserError for an order outside 1..8, an empty corpus, a token outside the vocabulary, and a
+        vocabulary that is no positive integer or has no room in memory.
         """
         if order not in range(1, MAX_ORDER + 1):
             raise UserError(
@@ -76,10 +77,20 @@ class NGram:
         if not documents:
             raise UserError("the corpus is empty: an n-gram needs at least one token to count")
         if vocab_size is None:
-            vocab_size = max(int(document.max()) for document in documents) + 1
+            vocab_size = max(1, *(int(document.max()) + 1 for document in documents))
+        if not isinstance(vocab_size, int | np.integer) or vocab_size < 1:
+            raise UserError(f"vocab_size {vocab_size} is not possible: it is the number of ids, at least 1")
         for document in documents:
             check_ids(document, vocab_size)
-        return cls(estimate(documents, order=order, vocab_size=vocab_size), vocab_size=vocab_size)
+        try:
+            return cls(
+                estimate(documents, order=order, vocab_size=int(vocab_size)), vocab_size=int(vocab_size)
+            )
+        except MemoryError:
+            raise UserError(
+                f"an n-gram of order {order} over {vocab_size} ids does not fit in memory; "
+                "choose a smaller order or vocab_size"
+            ) from None
 
     @property
     def order(self) -> int:
@@ -114,9 +125,11 @@ class NGram:
         """
         import torch
 
+        from mixlab.model.inputs import check_rows
+
+        check_rows("inputs", inputs)
+        check_rows("targets", targets, inputs)
         x, y = as_ids(inputs.cpu(), "inputs"), as_ids(targets.cpu(), "targets")
-        if x.shape != y.shape or x.ndim != 2:
-            raise UserError(f"inputs {x.shape} and targets {y.shape} must both be (B, T)")
         check_ids(x, self.vocab_size)
         check_ids(y, self.vocab_size)
         return torch.from_numpy(self._score(x, y).astype(np.float32)).to(targets.device)
@@ -129,8 +142,10 @@ class NGram:
         """
         import torch
 
+        from mixlab.model.inputs import check_rows
         from mixlab.model.scorer import Output
 
+        check_rows("tokens", tokens)
         ids = as_ids(tokens.cpu())
         check_ids(ids, self.vocab_size)
         B, T = ids.shape

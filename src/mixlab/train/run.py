@@ -49,7 +49,11 @@ class Run:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten: leave no trace
             model = build_model(self.config.model)
         checkpoint.load_model(model, self.checkpoint / checkpoint.MODEL)
-        return model.to(device).eval()
+        try:
+            return model.to(device).eval()
+        except (RuntimeError, AssertionError) as error:  # the latter: a torch without CUDA
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"the model cannot be put on device '{device}': {reason}") from None
 
 
 def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:
@@ -59,7 +63,10 @@ def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:
     default a Python warning). Raises UserError for a path that is no run, a damaged checkpoint that was
     asked for by name, and a run that has none left.
     """
-    path = Path(path)
+    try:
+        path = Path(path)
+    except TypeError:
+        raise UserError(f"a run is given by the path of its folder, not by {type(path).__name__}") from None
     if not path.is_dir():
         raise UserError(
             f"{path}: no such run folder" if not path.exists() else f"{path} is a file, not a run folder"
@@ -78,7 +85,8 @@ def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:
 def load(
     path: Path | str, *, device: torch.device | str = "cpu", notes: Notes | None = None
 ) -> LanguageModel | NGram:
-    """The trained model of a run or checkpoint folder, in eval mode; raises as `open_run` does."""
+    """The trained model of a run or checkpoint folder, in eval mode; raises as `open_run` does, and UserError
+    for a device that cannot be used."""
     return open_run(path, notes=notes).load(device)
 
 
