@@ -1,13 +1,25 @@
-"""Parts of one's own: importing a module or a file, so that what it registers can be named in a config."""
+"""Parts of one's own: importing a module or a file, so that what it registers can be named in a config.
+
+A run records which import its parts came from. The record is only ever shown: a folder that somebody else
+made must not be able to choose what is imported.
+"""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mixlab.errors import UserError
+
+if TYPE_CHECKING:
+    from mixlab.model.config import ModelConfig
+
+_files: dict[str, str] = {}
+"""Name of a module that was imported as a file -> the file's absolute path."""
 
 
 def import_parts(modules: Sequence[str]) -> None:
@@ -44,8 +56,46 @@ def _import_file(path: Path) -> None:
         raise UserError(f"--import {path}: no such file")
     module = module_from_spec(spec)
     sys.modules[path.stem] = module
+    _files[path.stem] = str(path.absolute())
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[path.stem]
+        del sys.modules[path.stem], _files[path.stem]
         raise
+
+
+def providers(model: ModelConfig | None) -> dict[str, dict[str, str]]:
+    """kind -> name -> what `--import` takes, of those parts of `model` that are not mixlab's own.
+
+    A part defined in the script that runs (`__main__`) has no module to name and is left out.
+    """
+    from mixlab.model.config import PER_BLOCK, PER_MODEL
+    from mixlab.parts.contract import get
+
+    if model is None:
+        return {}
+    chosen = [(kind, choice.name) for kind in PER_BLOCK for choice in model.pattern(kind)]
+    chosen += [(kind, model.choice(kind).name) for kind in PER_MODEL]
+    found: dict[str, dict[str, str]] = {}
+    for kind, name in chosen:
+        module = get(kind, name).__module__
+        if module != "__main__" and module.partition(".")[0] != "mixlab":
+            found.setdefault(kind, {})[name] = _files.get(module, module)
+    return found
+
+
+def check_imported(recorded: Any, what: str) -> None:
+    """UserError naming the `--import` for the first part of a run's record (`providers`) that is not here.
+
+    what: the run, as the sentence begins. A record that is not one is passed over.
+    """
+    from mixlab.parts.contract import KINDS, available
+
+    for kind in KINDS:
+        names = recorded.get(kind) if isinstance(recorded, dict) else None
+        for name, module in names.items() if isinstance(names, dict) else ():
+            if name not in available(kind):
+                raise UserError(
+                    f"{what} has a {kind} part of its own, '{name}', which is not known here: "
+                    f"add --import {shlex.quote(str(module))} (in Python: import it first)"
+                )

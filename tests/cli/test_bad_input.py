@@ -95,6 +95,7 @@ def test_one_sentence_status_2_and_nothing_touched(
     assert len(said) == 1, done.err
     assert said[0].startswith("mixlab: ")
     assert words in said[0]
+    assert "note: training" not in done.err
     assert done.status == 2
     assert done.out == ""
     assert contents(tmp_path) == before

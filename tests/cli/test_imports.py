@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, settings
 
 from mixlab.parts import contract
 
@@ -22,19 +23,19 @@ class Toy(Window):
 
 
 @pytest.fixture
-def own_part(request: pytest.FixtureRequest):
+def own_part():
     """Gives back the registry and the modules as they were: other tests run over everything registered."""
-    modules, parts = set(sys.modules), dict(contract._REGISTRY["temporal"])
     path = list(sys.path)
     yield
-    for name in set(sys.modules) - modules:
-        if name.startswith("toy_"):
-            del sys.modules[name]
-    contract.available("temporal")
-    for name in set(contract._REGISTRY["temporal"]) - set(parts):
-        if name.startswith("toy_"):
-            del contract._REGISTRY["temporal"][name]
+    forget()
     sys.path[:] = path
+
+
+def forget() -> None:
+    """As another process would be, which has not imported the toys."""
+    for held in (sys.modules, contract._REGISTRY["temporal"]):
+        for name in [name for name in held if name.startswith("toy_")]:
+            del held[name]
 
 
 @pytest.mark.usefixtures("own_part")
@@ -64,3 +65,48 @@ def test_an_error_inside_an_imported_module_is_its_authors_to_see(mixlab: Comman
     for name in ("toy_broken.py", "toy_broken"):
         with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
             mixlab("parts", "--import", name)
+
+
+@pytest.mark.usefixtures("own_part")
+@pytest.mark.parametrize("given", ["toy_kept.py", "toy_kept_folder.part"])
+def test_a_run_names_the_import_that_it_needs(mixlab: Command, runs: Path, given: str) -> None:
+    Path("toy_kept_folder").mkdir()
+    for file in (Path("toy_kept.py"), Path("toy_kept_folder/part.py")):
+        file.write_text(PART.format(name="toy_kept"))
+    train = ["train", runs / "text.txt", "--preset", "window", "--steps", "2", "--out", "run"]
+    assert mixlab(*train, "--import", given, *settings("model.temporal=toy_kept")).status == 0
+
+    # A file by its full path, so that the command works from any folder.
+    named = str(Path(given).absolute()) if given.endswith(".py") else given
+    for verb in (
+        ["generate", "run", "--max-tokens", "3"],
+        ["evaluate", "run", runs / "text.txt"],
+        ["train", "--resume", "run", "--steps", "3"],
+    ):
+        forget()
+        done = mixlab(*verb)
+        assert (done.status, done.out) == (2, "")
+        assert done.err == (
+            "mixlab: run has a temporal part of its own, 'toy_kept', which is not known here: "
+            f"add --import {named} (in Python: import it first)\n"
+        )
+        assert mixlab(*verb, "--import", named).status == 0
+
+
+@pytest.mark.usefixtures("own_part")
+def test_what_a_run_records_is_never_imported(mixlab: Command, runs: Path) -> None:
+    Path("toy_trap.py").write_text("raise SystemExit('imported')\n")
+    record = runs / "neural" / "environment.json"
+    facts = json.loads(record.read_text())
+    assert facts["imports"] == {}
+    for imports in ({"temporal": {"toy_trap": "toy_trap"}}, {"temporal": {"attention": "toy_trap"}}):
+        record.write_text(json.dumps(facts | {"imports": imports}))
+        mixlab("generate", runs / "neural", "--max-tokens", "3")
+        assert "toy_trap" not in sys.modules
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"imports": 3}', '{"imports": {"temporal": ["gru"]}}', None])
+def test_a_damaged_record_hinders_no_run(mixlab: Command, runs: Path, record: str | None) -> None:
+    path = runs / "neural" / "environment.json"
+    path.unlink() if record is None else path.write_text(record)
+    assert mixlab("generate", runs / "neural", "--max-tokens", "3").status == 0

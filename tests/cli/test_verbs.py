@@ -21,6 +21,7 @@ def test_train_leaves_a_run_and_says_where(mixlab: Command, runs: Path) -> None:
     assert done.out.startswith("runs/gru  ")
     assert "bits/byte on the validation text  3 steps  192 tokens" in done.out
     assert (Path("runs/gru") / "config.toml").is_file()
+    assert done.err.splitlines()[0] == "note: training gru in runs/gru"
     assert "Traceback" not in done.err
 
 

@@ -32,7 +32,8 @@ def test_the_loss_falls_and_the_record_is_whole(config, tmp_path):
     config = with_train(config, steps=40, eval_every=20, optimizer=OptimizerConfig(lr=2e-2))
     summary = train(config, tmp_path / "run", progress=seen.append)
     lines = read_metrics(tmp_path / "run/metrics.jsonl")
-    assert lines == [line for line in seen if line["kind"] != "note"]
+    start = {"kind": "start", "run": str(tmp_path / "run")}
+    assert [start, *lines] == [line for line in seen if line["kind"] != "note"]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 41))
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [20, 40]
     assert lines[-1] == summary

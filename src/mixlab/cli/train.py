@@ -130,9 +130,14 @@ def _train(config: RunConfig, folder: Path, *, resume: bool, as_json: bool) -> N
             return 1.0  # an n-gram counts once
         return config.train.progress(steps=line["step"], tokens=line["tokens"], seconds=line["seconds"])
 
-    note(f"training {config.name} in {folder}")
     with Progress(config.name, fraction) as progress:
-        summary = work(config, folder, resume=resume, progress=progress)
+
+        def report(line: Mapping[str, Any]) -> None:
+            if line["kind"] == "start":
+                note(f"training {config.name} in {line['run']}")
+            progress(line)
+
+        summary = work(config, folder, resume=resume, progress=report)
     if summary.get("message"):
         note(summary["message"])
     if as_json:

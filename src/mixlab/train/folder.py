@@ -13,6 +13,7 @@ from typing import Any
 from mixlab.config import parse, read_toml, to_mapping, to_toml
 from mixlab.data import Dataset
 from mixlab.errors import UserError
+from mixlab.imports import check_imported, providers
 from mixlab.train.config import RunConfig
 from mixlab.train.files import disk_errors, write_text
 
@@ -97,10 +98,19 @@ class RunFolder:
             os.close(handle)
 
     def read_config(self) -> RunConfig:
-        """The saved RunConfig; UserError if there is none."""
+        """The saved RunConfig; UserError if there is none, or if it needs a part that was not imported."""
         if not self.config.is_file():
             raise UserError(f"{self.path} is not a run: it has no {self.config.name}")
-        return parse(RunConfig, read_toml(self.config))
+        config = parse(RunConfig, read_toml(self.config))
+        check_imported(self._recorded_imports(), str(self.path))
+        return config
+
+    def _recorded_imports(self) -> Any:
+        """What `write_start` noted of the parts' origins; None where the file is missing or damaged."""
+        try:
+            return read_json(self.environment).get("imports")
+        except UserError:
+            return None  # a part that is missing is then merely unknown
 
     def check_same(self, config: RunConfig, dataset: Dataset) -> None:
         """UserError naming what differs, if the run that was begun here had another config or text."""
@@ -119,12 +129,17 @@ class RunFolder:
                 raise UserError(f"the text is not the one that {self.path} was begun with ({key} differs)")
 
     def write_start(self, config: RunConfig, dataset: Dataset, environment: Mapping[str, Any]) -> None:
-        """Write what says what this run is, the config last, so that a folder with a config is complete."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        dataset.tokenizer.save(self.path)
-        write_text(self.data, json.dumps(dataset.facts, indent=1) + "\n")
-        write_text(self.environment, json.dumps(environment, indent=1) + "\n")
-        write_text(self.config, to_toml(config))
+        """Write what says what this run is, the config last, so that a folder with a config is complete.
+
+        UserError for a place that cannot be written.
+        """
+        facts = {**environment, "imports": providers(config.model)}
+        with disk_errors(f"to {self.path}", failure=UserError):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            dataset.tokenizer.save(self.path)
+            write_text(self.data, json.dumps(dataset.facts, indent=1) + "\n")
+            write_text(self.environment, json.dumps(facts, indent=1) + "\n")
+            write_text(self.config, to_toml(config))
 
 
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -44,8 +43,9 @@ def train(
     """Train what `config` says in the folder `out`; returns the record's last line, the summary.
 
     resume: continue the run in `out` from its newest whole checkpoint (from the start if it made none yet).
-    progress: called with every line of metrics.jsonl as it is written, and with {"kind": "note", "message"}
-    for what a person should be told; without it, notes are Python warnings.
+    progress: called with every line of metrics.jsonl as it is written, with {"kind": "start", "run"} before
+    the first, and with {"kind": "note", "message"} for what a person should be told; without it, notes are
+    Python warnings.
 
     The summary's `status` is "done", or "stopped" after SIGTERM or SIGINT (its `message` says how to go
     on). Raises UserError for a config, text or folder that cannot work, RunFailed for a loss that is not
@@ -63,13 +63,15 @@ def train(
     if resume:
         folder.check_same(config, dataset)
     facts = machine.environment(machine.measure())
+    start = {"kind": "start", "run": str(folder.path)}
     if config.model is None:
         from mixlab.train.count import count
 
         with folder.locked():
             if not resume:
                 folder.check_free()
-            begin(folder, config, dataset, facts)
+            folder.write_start(config, dataset, facts)
+            report(start)
             return count(config, folder, dataset, report)
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):  # the caller's random state is not ours to move
@@ -79,14 +81,9 @@ def train(
                 trainer.resume(folder.read_config().train)
             else:
                 folder.check_free()  # again, now that no other process can take it
-            begin(folder, config, dataset, facts)
+            folder.write_start(config, dataset, facts)
+            report(start)
             return trainer.run()
-
-
-def begin(folder: RunFolder, config: RunConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
-    """Write what says what this run is; UserError for a place that cannot be written."""
-    with disk_errors(f"to {folder.path}", failure=UserError):
-        folder.write_start(config, dataset, facts)
 
 
 def _warn(line: Line) -> None:
