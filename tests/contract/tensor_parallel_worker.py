@@ -5,42 +5,99 @@ Arguments: rank, port. Prints one JSON line a case on rank 0.
 
 import json
 import sys
+from collections import Counter
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mixlab.model.block import Block
 from mixlab.parallel.tensor import apply_tensor_plan, full_tensor
-from tests.contract.cases import CASES, label
+from mixlab.parts.checks import Case
+from mixlab.parts.contract import Choice, Part, Place, get
+from tests.contract.cases import BUILT_IN, CASES, label
+
+STACKS = [(name, "gelu") if kind == "temporal" else ("attention", name) for kind, name in BUILT_IN]
+
+
+class Collectives(TorchDispatchMode):
+    """Counts every operation of torch.distributed, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.seen[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Stack(nn.Module):
+    """Two blocks of one temporal and one feature part, and what the first hands up to the second."""
+
+    def __init__(self, temporal, feature):
+        super().__init__()
+        choices = [
+            Choice(name, get(kind, name).Config())
+            for kind, name in (("temporal", temporal), ("feature", feature), ("norm", "rmsnorm"))
+        ]
+        places = [Place(dim=16, depth=2, layer=layer, context=24) for layer in range(2)]
+        self.blocks = nn.ModuleList(Block(*choices, place, 0.0) for place in places)
+
+    def forward(self, x):
+        carry = {}
+        for block in self.blocks:
+            x, _ = block(x, carry=carry)
+        return x, None
+
+    @classmethod
+    def build(cls, temporal, feature):
+        """In float64, with every parameter off its init, the same in both processes."""
+        torch.manual_seed(0)
+        stack = cls(temporal, feature).double().eval()
+        with torch.no_grad():
+            for parameter in stack.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        return stack
 
 
 def gradients(part, x):
-    """Output, input gradient and parameter gradients of a fixed weighted sum."""
+    """Output, input gradient and parameter gradients of a fixed weighted sum; the collectives of each way."""
     x = x.clone().requires_grad_()
-    y, _ = part(x)
+    with Collectives() as forward:
+        y, _ = part(x)
     weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
-    (y * weight).sum().backward() if y.requires_grad else None
+    with Collectives() as backward:
+        (y * weight).sum().backward() if y.requires_grad else None
     grads = {n: full_tensor(p.grad) for n, p in part.named_parameters() if p.grad is not None}
-    return {"output": y.detach(), "x": torch.zeros_like(x) if x.grad is None else x.grad, **grads}
+    found = {"output": y.detach(), "x": torch.zeros_like(x) if x.grad is None else x.grad, **grads}
+    return found, {"forward": forward.seen, "backward": backward.seen}
 
 
-def compare(case, mesh):
-    """The largest difference over outputs and gradients, and how many parameters were split."""
-    whole, split = case.build(), apply_tensor_plan(case.build(), mesh)
-    x = case.sample(2, 7)
-    wanted, found = gradients(whole, x), gradients(split, x)
+def compare(build, x, mesh):
+    """The largest difference over outputs and gradients, how many parameters were split, and what it took."""
+    whole, split = build(), apply_tensor_plan(build(), mesh)
+    (wanted, _), (found, collectives) = gradients(whole, x), gradients(split, x)
     if wanted.keys() != found.keys():
-        return {"case": label(case), "gap": float("inf"), "split": 0, "keys": sorted(found)}
-    gap = max((wanted[k] - found[k]).abs().max().item() for k in wanted)
-    sharded = sum(isinstance(p, DTensor) for p in split.parameters())
-    held = dict(whole.named_buffers()).keys()
+        return {"gap": float("inf"), "split": 0, "planned": 0, "keys": sorted(found), **collectives}
+    parts = [m for m in whole.modules() if isinstance(m, Part)]
     return {
-        "case": label(case),
-        "gap": gap,
-        "split": sharded,
-        "planned": len(whole.tensor_plan().keys() - held),
+        "gap": max((wanted[k] - found[k]).abs().max().item() for k in wanted),
+        "split": sum(isinstance(p, DTensor) for p in split.parameters()),
+        "planned": sum(len(p.tensor_plan().keys() - dict(p.named_buffers()).keys()) for p in parts),
+        **collectives,
     }
+
+
+def recomputed(mesh):
+    """The gradient of a shared parameter read outside of its part's forward, 1 from rank 0, 2 from rank 1."""
+    part = apply_tensor_plan(Case("temporal", "rwkv4").build(), mesh)
+    (part.mu_r.sum() * (dist.get_rank() + 1)).backward()
+    return full_tensor(part._parameters["mu_r"].grad).tolist()
 
 
 def main(rank, port):
@@ -48,10 +105,12 @@ def main(rank, port):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
-    for case in CASES:
-        row = compare(case, mesh)
-        if rank == 0:
-            print(json.dumps(row), flush=True)
+    x = Case("feature", "gelu").sample(2, 7)
+    rows = {label(case): compare(case.build, x, mesh) for case in CASES}
+    rows |= {"+".join(pair): compare(lambda pair=pair: Stack.build(*pair), x, mesh) for pair in STACKS}
+    rows["recomputed"] = recomputed(mesh)
+    if rank == 0:
+        print(json.dumps(rows))
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Split over two processes, every part gives the output and every gradient of the whole."""
+"""Split over two processes, every part gives the whole one's output and gradients, for one sum each way."""
 
 import json
 import os
@@ -12,8 +12,20 @@ import torch
 
 from mixlab.parts.checks import TOLERANCE
 from tests.contract.cases import CASES, label
+from tests.contract.tensor_parallel_worker import STACKS
 
 ROOT = Path(__file__).parents[2]
+
+# What runs whole, and why; and the sums each way, not four, of two blocks of it and a part that splits.
+WHOLE = {
+    "rnn": (2, "R couples every hidden channel with every other: a split would cost a sum a time step"),
+    "gru": (2, "as rnn"),
+    "lstm": (2, "as rnn"),
+    "gmlp": (2, "LN takes its mean and variance over all channels; with groups of them it splits"),
+    "block_shuffle": (3, "each block of the second map reads from every block of the first; the first of the "
+                         "two layers is dense and splits"),
+    "none": (2, "computes nothing"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +41,33 @@ def rows():
     outputs = [worker.communicate(timeout=240) for worker in workers]
     for worker, (_, errors) in zip(workers, outputs, strict=True):
         assert worker.returncode == 0, errors[-4000:]
-    return {row["case"]: row for row in map(json.loads, outputs[0][0].splitlines())}
+    return json.loads(outputs[0][0])
+
+
+@pytest.mark.parametrize("name", [*map(label, CASES), *map("+".join, STACKS)])
+def test_two_processes_equal_one(rows, name):
+    row = rows[name]
+    assert row["gap"] <= TOLERANCE[torch.float64], row
+    assert row["split"] >= row["planned"], "a Linear named in the plan kept a whole weight"
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)
-def test_two_processes_equal_one(rows, case):
+def test_a_part_costs_one_all_reduce_each_way(rows, case):
     row = rows[label(case)]
-    assert row["gap"] <= TOLERANCE[torch.float64], row
-    assert row["split"] >= row["planned"], "a Linear named in the plan kept a whole weight"
+    if row["planned"]:
+        assert row["forward"] == row["backward"] == {"allreduce_": 1}
+    else:
+        assert case.name in WHOLE, "an empty plan needs a reason"
+        assert row["forward"] == row["backward"] == {}
+
+
+@pytest.mark.parametrize("pair", STACKS, ids="+".join)
+def test_a_block_costs_two_all_reduces_each_way(rows, pair):
+    row = rows["+".join(pair)]
+    exceptions = [WHOLE[name][0] for name in pair if name in WHOLE]
+    (sums,) = exceptions or [4]
+    assert row["forward"] == row["backward"] == {"allreduce_": sums}, "in two blocks"
+
+
+def test_a_shared_parameter_read_outside_of_forward_has_its_gradient_summed(rows):
+    assert set(rows["recomputed"]) == {3.0}

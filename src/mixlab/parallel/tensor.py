@@ -2,13 +2,15 @@
 
 Model code stays single-device. What a plan names becomes DTensors that the part reads as this process's
 shard; Megatron's operators stand around them: f (identity forward, all-reduce backward) where a part begins,
-g (all-reduce forward, identity backward) after its row-split projection. A part whose plan is empty runs
-whole on every process.
+g (all-reduce forward, identity backward) after its row-split projection. Parameters that the plan leaves
+whole go through f together with the part's input, so that one all-reduce sums all their gradients: a part
+costs one forward and one backward. A part whose plan is empty runs whole on every process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,20 +25,27 @@ from mixlab.parts.contract import Part, Split
 
 
 class _Enter(torch.autograd.Function):
-    """Megatron's f: identity forward, all-reduce backward."""
+    """Megatron's f over several tensors: identity forward, one all-reduce of all gradients backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, group: ProcessGroup, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Pass through."""
         ctx.group = group
-        return x.view_as(x)
+        return tuple(t.view_as(t) for t in tensors)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Each process has the gradient through its own shard; their sum is the whole."""
-        grad = grads[0].contiguous()
-        all_reduce(grad, group=ctx.group)
-        return grad, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Each process has the gradients through its own shard; their sums are the whole. They are summed
+        in the first one's dtype, the activation's: autocast has computed all of them in it."""
+        needed = ctx.needs_input_grad[1:]
+        wanted = [grad for grad, need in zip(grads, needed, strict=True) if need]
+        bucket = torch.cat([grad.flatten().to(wanted[0].dtype) for grad in wanted])
+        all_reduce(bucket, group=ctx.group)
+        sums = iter(torch.split(bucket, [grad.numel() for grad in wanted]))
+        return None, *(
+            next(sums).view_as(grad).to(grad.dtype) if need else None
+            for grad, need in zip(grads, needed, strict=True)
+        )
 
 
 class _Leave(torch.autograd.Function):
@@ -45,7 +54,7 @@ class _Leave(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
         """Sum the partial products."""
-        total = x.contiguous().clone()
+        total = x.clone(memory_format=torch.contiguous_format)
         all_reduce(total, group=group)
         return total
 
@@ -55,9 +64,9 @@ class _Leave(torch.autograd.Function):
         return grads[0], None
 
 
-def enter(x: Tensor, group: ProcessGroup) -> Tensor:
-    """Megatron's f."""
-    return cast("Tensor", _Enter.apply(x, group))  # type: ignore[no-untyped-call]
+def enter(group: ProcessGroup, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Megatron's f, one all-reduce for all the tensors."""
+    return cast("tuple[Tensor, ...]", _Enter.apply(group, *tensors))  # type: ignore[no-untyped-call]
 
 
 def leave(x: Tensor, group: ProcessGroup) -> Tensor:
@@ -78,35 +87,54 @@ def apply_tensor_plan(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
                 f"{type(part).__name__.lower()} splits into {units} units, which do not divide over "
                 f"{mesh.size()} tensor-parallel processes; choose a divisor of {units}"
             )
-        for name, split in plan.items():
-            parent, _, leaf = name.rpartition(".")
-            owner = part.get_submodule(parent)
-            if leaf in owner._parameters:
-                _divide(owner, {leaf: split}, mesh)
-            elif leaf in owner._buffers:
-                _divide_buffer(owner, leaf, split, mesh)
-            else:
-                target = owner.get_submodule(leaf)
-                _divide(target, {key: split for key, _ in target.named_parameters(recurse=False)}, mesh)
+        shared: dict[str, Tensor | None] = {}
+        for path, splits in _by_owner(part, plan).items():
+            _divide(part.get_submodule(path), path, splits, mesh, shared)
         if plan:
-            part.register_forward_pre_hook(_enter(mesh.get_group()))
+            part.register_forward_pre_hook(_begin(mesh.get_group(), shared))
+            part.register_forward_hook(_end(shared), always_call=True)
     return module
 
 
-def _divide(owner: nn.Module, splits: Mapping[str, Split], mesh: DeviceMesh) -> None:
-    """Make the named parameters of one module DTensors that its code reads as local shards.
+def _by_owner(part: Part, plan: Mapping[str, Split]) -> dict[str, dict[str, Split]]:
+    """The plan by module and name in it; a submodule that the plan names stands for what it holds."""
+    owners: dict[str, dict[str, Split]] = {}
+    for full in (*dict(part.named_parameters()), *dict(part.named_buffers())):
+        path, _, name = full.rpartition(".")
+        split = plan.get(full, plan.get(path))
+        if split is not None:
+            owners.setdefault(path, {})[name] = split
+    return owners
 
-    The module's class gains a property for each: the parameter stays registered under its name, while
-    `self.name` in the module's own code is the shard.
+
+def _divide(
+    owner: nn.Module,
+    path: str,
+    splits: Mapping[str, Split],
+    mesh: DeviceMesh,
+    shared: dict[str, Tensor | None],
+) -> None:
+    """Divide the named parameters and buffers of the module at `path`; list the shared ones in `shared`.
+
+    Parameters become DTensors that the module's code reads as local shards: its class gains a property for
+    each, so that the parameter stays registered under its name, while `self.name` is the shard.
     """
     group, members = mesh.get_group(), {}
     for name, split in splits.items():
-        whole = owner._parameters[name]
-        if whole is None or (split == "row" and whole.ndim < 2):
+        if name in owner._buffers:
+            _divide_buffer(owner, name, split, mesh)
+            continue
+        whole = owner.get_parameter(name)
+        if split == "row" and whole.ndim < 2:
             continue  # the bias of a row split is added whole, after the sum
         placement = {"column": Shard(0), "row": Shard(1), "shared": Replicate()}[split]
         owner._parameters[name] = nn.Parameter(distribute_tensor(whole.data, mesh, [placement]))
-        members[name] = property(_reader(name, group if split == "shared" else None))
+        if split == "shared":
+            full = f"{path}.{name}".removeprefix(".")
+            shared[full] = None
+            members[name] = property(_shared_reader(name, full, group, shared))
+        else:
+            members[name] = property(partial(_local, name=name))
     base = type(owner)
     extra: dict[str, Any] = {"forward": _row_forward(group)} if "row" in splits.values() else {}
     owner.__class__ = type(f"Split{base.__name__}", (base,), {**members, **extra})
@@ -119,12 +147,21 @@ def _divide_buffer(owner: nn.Module, name: str, split: Split, mesh: DeviceMesh) 
         owner._buffers[name] = whole.chunk(mesh.size())[mesh.get_local_rank()].clone()
 
 
-def _reader(name: str, shared: ProcessGroup | None) -> Callable[[nn.Module], Tensor]:
-    """What reading a split parameter gives: the local shard, or the whole with its gradient summed."""
+def _local(module: nn.Module, name: str) -> Tensor:
+    """What this process holds of a parameter of a split module; attributes give what its code reads."""
+    path, _, leaf = name.rpartition(".")
+    return cast("DTensor", module.get_submodule(path)._parameters[leaf]).to_local()
+
+
+def _shared_reader(
+    name: str, full: str, group: ProcessGroup, shared: Mapping[str, Tensor | None]
+) -> Callable[[nn.Module], Tensor]:
+    """What reading a shared parameter gives: the tensor that went through f with the part's input. Outside of
+    the part's forward (a recomputation in the backward pass, say) it goes through by itself."""
 
     def read(module: nn.Module) -> Tensor:
-        shard = cast("DTensor", module._parameters[name]).to_local()
-        return shard if shared is None else enter(shard, shared)
+        entered = shared[full]
+        return enter(group, _local(module, name))[0] if entered is None else entered
 
     return read
 
@@ -139,11 +176,26 @@ def _row_forward(group: ProcessGroup) -> Callable[[nn.Linear, Tensor], Tensor]:
     return forward
 
 
-def _enter(group: ProcessGroup) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-    """A forward pre-hook that puts f before a part's first argument."""
+def _begin(
+    group: ProcessGroup, shared: dict[str, Tensor | None]
+) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """A forward pre-hook that puts f before a part's first argument and its shared parameters."""
 
     def hook(part: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (enter(args[0], group), *args[1:])
+        x, *entered = enter(group, args[0], *(_local(part, name) for name in shared))
+        for name, tensor in zip(shared, entered, strict=True):
+            shared[name] = tensor
+        return (x, *args[1:])
+
+    return hook
+
+
+def _end(shared: dict[str, Tensor | None]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    """A forward hook that lets go of what `_begin` made, whether or not the forward came to its end."""
+
+    def hook(part: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        for name in shared:
+            shared[name] = None
 
     return hook
 
