@@ -134,6 +134,21 @@ def test_evaluate_prints_the_numbers_and_their_json(mixlab: Command, runs: Path,
     assert positions[-1] == len(result["loss_by_position"])
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "counted"])
+def test_evaluate_gives_of_the_validation_text_what_training_recorded(
+    mixlab: Command, runs: Path, kind: str
+) -> None:
+    run = "ngram" if kind == "counted" else kind
+    if kind != "counted":
+        train = ["train", runs / "text.txt", "--preset", "transformer", "--steps", "3", "--out", runs / run]
+        # 40 rows at once: more than an evaluation takes when it is not told
+        assert mixlab(*train, *settings(f"train.dtype={kind}", "train.batch_size=40")).status == 0
+    Path("valid.txt").write_text(TEXT[int(0.9 * len(TEXT)) :], encoding="utf-8", newline="")
+    recorded = json.loads((runs / run / "metrics.jsonl").read_text().splitlines()[-1])
+    found = json.loads(mixlab("evaluate", runs / run, "valid.txt", "--json").out)
+    assert found["bits_per_byte"] == recorded["bits_per_byte"]
+
+
 def test_evaluate_reads_a_text_shorter_than_the_context(mixlab: Command, runs: Path) -> None:
     Path("short.txt").write_text("ab")
     done = mixlab("evaluate", runs / "neural", "short.txt", "--json")

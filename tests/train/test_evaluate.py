@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import mixlab
-from mixlab.data import TokenFile
+from mixlab.data import TokenFile, make_tokenizer, prepare_single
 from mixlab.train.evaluate import EvaluationStopped, evaluate
 
 TOKENS = np.array([0, *np.random.default_rng(0).integers(1, 11, size=100)], dtype=np.uint8)
@@ -75,3 +76,28 @@ def test_bfloat16_is_near_float32_and_is_not_the_same(model):
     )
     assert exact != rounded
     assert exact == pytest.approx(rounded, rel=1e-2)
+
+
+DOCUMENTS = ["a first line\n", "été, naïve", "", "日本", "the last"]
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "bpe"])
+def test_bytes_are_the_documents_utf8_and_one_for_each_end(kind, tmp_path):
+    """In closed form: with logits of 0 every token, ends included, costs log2 V bits."""
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in DOCUMENTS))
+    tokenizer = make_tokenizer(kind, DOCUMENTS, vocab_size=300)
+    text, _ = prepare_single([str(path)], tokenizer)
+    kept = [document for document in DOCUMENTS if document]
+    tokens = sum(len(tokenizer.encode(document)) + 1 for document in kept)
+    size = sum(len(document.encode()) + 1 for document in kept)
+    V = tokenizer.vocab_size
+    uniform = mixlab.build_model({"vocab_size": V, "dim": 16, "depth": 1, "context": 8})
+    with torch.no_grad():
+        uniform.head.weight.zero_()
+    found = evaluate(uniform, text, context=8)
+    assert (found.tokens, found.bytes) == (tokens, size)
+    assert found.bits_per_byte == pytest.approx(tokens * math.log2(V) / size, rel=1e-6)
+    counted = evaluate(mixlab.NGram.train(text.tokens, order=2, vocab_size=V), text, context=8)
+    assert (counted.tokens, counted.bytes) == (tokens, size)
+    assert counted.bits_per_byte == pytest.approx(counted.nats_per_token * tokens / math.log(2) / size)

@@ -23,7 +23,8 @@ def evaluate(
 ) -> None:
     """Score a text with a trained run.
 
-    Bits per byte, perplexity per token, and the loss by position in the context.
+    Bits per byte, perplexity per token, and the loss by position in the context, in the run's precision: the
+    validation text gives what training recorded of it.
 
     mixlab evaluate runs/transformer my.txt
     """
@@ -31,14 +32,13 @@ def evaluate(
 
     from mixlab.cli.console import note, print_json
     from mixlab.data import prepare_single
-    from mixlab.train.evaluate import evaluate as score
     from mixlab.train.run import open_run
 
     opened = open_run(run, notes=note)
     tokens, facts = prepare_single(
         text, opened.tokenizer, context=1, text_field=opened.config.data.text_field, notes=note
     )
-    result = score(opened.load(), tokens, context=opened.context)
+    result = opened.evaluate(tokens)
     if as_json:
         print_json({"run": str(run), "text": facts, **asdict(result)})
     else:

@@ -79,12 +79,15 @@ class _Base:
     vocab_size: int
 
     def to_json(self) -> dict[str, Any]:
+        """What `save` writes, by each tokenizer itself."""
         raise NotImplementedError
 
     def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`, 1-D, by each tokenizer itself."""
         raise NotImplementedError
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
+        """The UTF-8 bytes of `ids`, by each tokenizer itself."""
         raise NotImplementedError
 
     @property

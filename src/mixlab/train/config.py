@@ -130,6 +130,11 @@ class TrainConfig:
             raise UserError(f"train: give exactly one of steps, tokens and minutes ({what} given)")
         return given[0]  # type: ignore[return-value]
 
+    @property
+    def eval_batch_size(self) -> int:
+        """Rows an evaluation scores at once: as many as training has in memory, but no fewer than 32."""
+        return max(32, self.batch_size // self.accumulate)
+
     def with_horizon(
         self, *, steps: int | None = None, tokens: int | None = None, minutes: float | None = None
     ) -> TrainConfig:

@@ -23,8 +23,9 @@ class EvaluationStopped(Exception):
 class Evaluation:
     """How well a scorer predicts a text.
 
-    bits_per_byte: nats of the whole text / ln 2 / its UTF-8 bytes, so that tokenizers compare.
-    nats_per_token: the mean loss; perplexity: e to that. tokens, bytes: how many were predicted.
+    bits_per_byte: nats of the whole text / ln 2 / bytes, so that tokenizers compare.
+    bytes: the UTF-8 bytes of the documents and one for each document's end, which is predicted like a byte.
+    nats_per_token: the mean loss; perplexity: e to that. tokens: how many were predicted.
     loss_by_position: mean nats of the tokens that follow 1, 2, ... tokens of context; windows do not
     overlap, so it is `context` long (less for a shorter text).
     """

@@ -247,7 +247,7 @@ class Trainer:
         if not self.evaluation_is_due():
             return
         dtype = "bfloat16" if self.bfloat16 else "float32"
-        rows = max(32, self.config.batch_size // self.config.accumulate)
+        rows = self.config.eval_batch_size
         with self.clock.paused(), contextlib.suppress(EvaluationStopped):
             found = evaluate(
                 self.model, self.valid, context=self.context, batch_size=rows, dtype=dtype, stop=self.stop

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import torch
 
-from mixlab.data import load_tokenizer
+from mixlab.data import TokenFile, load_tokenizer
 from mixlab.data.tokenizer import Tokenizer
 from mixlab.errors import UserError
 from mixlab.model.language_model import LanguageModel, build_model
 from mixlab.model.ngram import NGram
-from mixlab.train import checkpoint
+from mixlab.train import checkpoint, machine
 from mixlab.train.config import RunConfig
 from mixlab.train.count import CONTEXT
+from mixlab.train.evaluate import Evaluation, evaluate
 from mixlab.train.folder import RunFolder
 from mixlab.train.metrics import best_step
 
@@ -54,6 +55,23 @@ class Run:
         except (RuntimeError, AssertionError) as error:  # the latter: a torch without CUDA
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"the model cannot be put on device '{device}': {reason}") from None
+
+    def evaluate(self, text: TokenFile) -> Evaluation:
+        """How well the checkpoint predicts a text, scored as its training scores the validation text.
+
+        That is with the run's context, batches and `train.dtype`, on the GPU if there is one: of the same
+        text it gives the same numbers on the same machine.
+        """
+        if self.config.model is None:
+            return evaluate(self.load(), text, context=self.context, dtype="float32")
+        train, device = self.config.train, machine.default_device()
+        return evaluate(
+            self.load(device),
+            text,
+            context=self.context,
+            batch_size=train.eval_batch_size,
+            dtype=train.dtype,
+        )
 
 
 def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:
