@@ -1,4 +1,4 @@
-"""Shape checks on, uninitialised memory poisoned, one thread: what every test runs under."""
+"""Shape checks on, uninitialised memory poisoned, one thread, no deadlines: what every test runs under."""
 
 from jaxtyping import install_import_hook
 
@@ -7,8 +7,11 @@ install_import_hook(["mixlab.parts", "mixlab.model"], "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 torch.set_num_threads(1)
+settings.register_profile("without-deadline", deadline=None)  # a slow machine is no failure
+settings.load_profile("without-deadline")
 
 
 @pytest.fixture(autouse=True)

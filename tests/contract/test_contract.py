@@ -17,7 +17,7 @@ def test_part_keeps_the_contract(case, check):
 
 
 @cases
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_any_chunking_equals_the_whole(case, data):
     T = data.draw(st.integers(1, 20), label="T")
@@ -26,7 +26,7 @@ def test_any_chunking_equals_the_whole(case, data):
 
 
 @cases
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_no_output_sees_a_later_input(case, data):
     T = data.draw(st.integers(1, 12), label="T")
@@ -34,7 +34,7 @@ def test_no_output_sees_a_later_input(case, data):
 
 
 @cases
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=5))
 def test_packed_documents_equal_separate_ones(case, lengths):
     check_segments(case, lengths=[lengths, lengths[::-1], [sum(lengths)]])

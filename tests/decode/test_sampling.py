@@ -47,7 +47,7 @@ def test_top_p_counts_within_what_top_k_left() -> None:
     assert kept(logits, top_p=0.55) == [0, 1]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=12),
     st.floats(0, 5),

@@ -38,7 +38,7 @@ def oracle_log_prob(oracle: NaiveNGram, tokens: list[int], start: bool) -> list[
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(corpus=corpora, order=st.integers(1, 5), seed=st.integers(0, 999), start=st.booleans())
 def test_every_probability_is_the_oracles(corpus, order, seed, start):
     documents, vocab_size = corpus
@@ -57,7 +57,7 @@ def test_both_discount_branches_are_met_by_the_corpora_above():
     assert fallback.discount[3][1:] == FALLBACK_DISCOUNTS
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     corpus=corpora,
     order=st.integers(1, 8),
