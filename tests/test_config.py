@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,7 +114,7 @@ def test_a_missing_key_is_named() -> None:
         parse(Outer, 3, "here")  # type: ignore[arg-type]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     lr=st.floats(0, 1e6),
     name=st.text(st.characters(exclude_categories=["Cs"])),
@@ -209,6 +211,19 @@ def test_a_preset_is_about_a_million_parameters_and_survives_its_own_toml(name: 
     assert 0.9e6 < count < 1.1e6
     text = to_toml(chosen)
     assert to_toml(config.load_run_config(tomllib.loads(text))) == text
+
+
+@pytest.mark.parametrize("name", [name for name in config.preset_names() if name != "ngram"])
+def test_the_sizes_in_a_presets_comments_are_true(name: str) -> None:
+    from mixlab.compare.request import DEFAULT_BATCH
+
+    chosen = config.load_run_config(name)
+    assert chosen.model is not None and chosen.train.steps is not None
+    text = (resources.files("mixlab") / "presets" / f"{name}.toml").read_text("utf-8")
+    step = chosen.train.batch_size * chosen.model.context
+    assert re.findall(r"(\d+) bytes a step", text) == [str(step)]
+    assert re.findall(r"mixlab compare sets its own, (\d+)", text) == [str(DEFAULT_BATCH)]
+    assert re.findall(r"([\d.]+)M tokens", text) == [f"{chosen.train.steps * step / 1e6:.1f}"]
 
 
 def test_the_ngram_preset_has_no_model() -> None:
