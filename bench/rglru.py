@@ -8,14 +8,12 @@ float32; attention is shown at the positions that fit its cache into 1 GiB, full
     python bench/rglru.py [--steps 5] [--lengths 256:16 4096:1] [--positions 100 100000] [--skip-decode]
 """
 
-import argparse
 import json
-import statistics
-import time
 
 import torch
 
 import mixlab
+from common import count, decode_ms, late_over_early, parser, race, rates, read
 
 
 def models(a, T):
@@ -31,40 +29,14 @@ def models(a, T):
     return {"rglru": hawk, "attention": attention}
 
 
-def stepper(model):
-    """One whole training step: forward, backward, clip, update."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step(inputs, targets):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model.loss(inputs, targets)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def training(a, T, B):
     """Tokens a second of both at one length, by the clock and by the processors' time, and the ratios."""
-    steps = {name: stepper(model) for name, model in models(a, T).items()}
-    wall, work = {name: [] for name in steps}, {name: [] for name in steps}
-    for turn in range(a.steps + 1):
-        inputs, targets = torch.randint(256, (2, B, T))
-        for name, step in steps.items():
-            start, start_work = time.perf_counter(), time.process_time()
-            step(inputs, targets)
-            if turn:
-                wall[name].append(time.perf_counter() - start)
-                work[name].append(time.process_time() - start_work)
-    rate, effort = (
-        {name: B * T / statistics.median(t) for name, t in times.items()} for times in (wall, work)
-    )
+    seconds = race(models(a, T), a.steps, T, B)
+    ours, other = seconds["rglru"], seconds["attention"]
     return {
-        "tokens_per_second": {name: round(r) for name, r in rate.items()},
-        "ratio": round(rate["rglru"] / rate["attention"], 3),
-        "ratio_by_processor_time": round(effort["rglru"] / effort["attention"], 3),
+        "tokens_per_second": rates(seconds, B * T),
+        "ratio": round(other.wall / ours.wall, 3),
+        "ratio_by_processor_time": round(other.work / ours.work, 3),
     }
 
 
@@ -78,9 +50,7 @@ def arrived(model, position, room):
             block.temporal.values.normal_()
             blocks.append(block._replace(temporal=block.temporal._replace(length=torch.tensor(position))))
         return state._replace(length=torch.tensor(position), blocks=tuple(blocks))
-    for start in range(0, position, 4096):
-        _, state = model(torch.randint(256, (1, min(4096, position - start))), state)
-    return state
+    return read(model, state, position)
 
 
 @torch.no_grad()
@@ -93,33 +63,24 @@ def decoding(a, repeats=200):
         if name == "attention" and len(fit) < 2:
             fit.append(20_000)
         states = {p: arrived(model, p, p + repeats + 1) for p in fit}
-        times = {p: [] for p in fit}
-        for _ in range(repeats):
-            for p in fit:
-                token = torch.randint(256, (1, 1))
-                start = time.perf_counter()
-                _, states[p] = model(token, states[p])
-                times[p].append(time.perf_counter() - start)
-        ms = {p: 1e3 * statistics.median(t) for p, t in times.items()}
+        ms = decode_ms(model, states, repeats)
         result[name] = {
-            "ms_per_token": {p: round(t, 3) for p, t in ms.items()},
-            "late_over_early": round(ms[max(fit)] / ms[min(fit)], 3),
+            "ms_per_token": ms,
+            "late_over_early": late_over_early(ms),
             "state_bytes": {p: model.state_bytes(p) for p in fit},
         }
     return result
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, default in (("steps", 5), ("dim", 384), ("depth", 6), ("threads", 2)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--lengths", nargs="+", default=["256:16", "1024:4", "4096:1"])
-    parser.add_argument("--positions", nargs="+", type=int, default=[100, 100_000])
-    parser.add_argument("--skip-decode", action="store_true")
-    a = parser.parse_args()
+    options = parser(__doc__, steps=5, dim=384, depth=6, threads=2)
+    options.add_argument("--lengths", nargs="+", default=["256:16", "1024:4", "4096:1"])
+    options.add_argument("--positions", nargs="+", type=int, default=[100, 100_000])
+    options.add_argument("--skip-decode", action="store_true")
+    a = options.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(a.threads)
-    result = {n: sum(p.numel() for p in m.parameters()) for n, m in models(a, 256).items()}
+    result = {n: count(m) for n, m in models(a, 256).items()}
     result = {"parameters": result, "threads": a.threads}
     for pair in a.lengths:
         T, B = map(int, pair.split(":"))

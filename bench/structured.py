@@ -6,13 +6,12 @@ tokens: low rank and block-dense 1.4x (63% of the parameters) and 2.6x (32%), bl
     python bench/structured.py [--dim 1024] [--tokens 2048] [--turns 9] [--threads 2]
 """
 
-import argparse
 import json
-import statistics
-import time
+from functools import partial
 
 import torch
 
+from common import medians, parser, take_turns
 from mixlab.parts.contract import get
 
 LAYERS = {
@@ -31,36 +30,32 @@ def build(name, knobs, dim):
     return part.build(part.Config(**knobs), dim=dim, depth=2, layer=1)
 
 
-def timed(run):
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def forward(layer, x):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+
+
+def both(layer, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)[0].float().sum().backward()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, default in (("dim", 1024), ("tokens", 2048), ("turns", 9), ("threads", 2)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    a = parser.parse_args()
+    a = parser(__doc__, dim=1024, tokens=2048, turns=9, threads=2).parse_args()
     torch.set_num_threads(a.threads)
     layers = {label: build(*layer, a.dim) for label, layer in LAYERS.items()}
     x = torch.randn(1, a.tokens, a.dim, requires_grad=True)
-    times = {label: ([], []) for label in layers}
-    for _ in range(a.turns):
-        for label, layer in layers.items():
-            with torch.autocast("cpu", torch.bfloat16):
-                with torch.no_grad():
-                    times[label][0].append(timed(lambda layer=layer: layer(x)))
-                times[label][1].append(timed(lambda layer=layer: layer(x)[0].float().sum().backward()))
-    medians = {label: [statistics.median(t) for t in both] for label, both in times.items()}
+    ways = {"forward": forward, "training": both}
+    runs = {(label, way): partial(run, layers[label], x) for label in layers for way, run in ways.items()}
+    seconds = {key: s.wall for key, s in medians(take_turns(runs, a.turns, warmup=0)).items()}
     dense = layers["dense"].parameter_count()
-    for label, (forward, both) in medians.items():
+    for label, layer in layers.items():
         row = {
             "layer": label,
-            "parameters": round(layers[label].parameter_count() / dense, 3),
-            "forward_ms": round(1000 * forward, 2),
-            "forward_speedup": round(medians["dense"][0] / forward, 2),
-            "training_speedup": round(medians["dense"][1] / both, 2),
+            "parameters": round(layer.parameter_count() / dense, 3),
+            "forward_ms": round(1000 * seconds[label, "forward"], 2),
+            "forward_speedup": round(seconds["dense", "forward"] / seconds[label, "forward"], 2),
+            "training_speedup": round(seconds["dense", "training"] / seconds[label, "training"], 2),
         }
         print(json.dumps(row))
 

@@ -1,0 +1,72 @@
+"""gru and lstm against torch.nn's own modules: training tokens/s of one model with the part, and with the
+bare module and a Linear in the part's place.
+
+6 layers, width 384, bytes; T = 256, B = 16, fused AdamW, gradient norm clipped; in float32 and under bf16
+autocast. The two take turns, step by step; medians over the turns. Above 1 the part is the faster one, by the
+clock and by the processors' time.
+
+    python bench/recurrent.py [gru|lstm|rnn] [--steps 9] [--dim 384 --depth 6 --T 256 --B 16 --threads 2]
+"""
+
+import copy
+import json
+
+import torch
+from torch import nn
+
+import mixlab
+from common import count, parser, race, rates
+
+
+class Bare(nn.Module):
+    """torch.nn's module, sequence first to last, and the projection back to D; no state, no contract."""
+
+    carries = False
+
+    def __init__(self, cell, out):
+        super().__init__()
+        self.cell, self.out = cell, out
+
+    def forward(self, x, state=None, *, segment=None):
+        """The whole sequence from zeros."""
+        return self.out(self.cell(x)[0]), None
+
+
+def models(kind, a):
+    """Ours, and a copy of it with the bare module and the same weights."""
+    shape = {"vocab_size": 256, "dim": a.dim, "depth": a.depth, "context": a.T}
+    ours = mixlab.build_model({**shape, "temporal": kind, "feature": "gelu", "position": "none"})
+    bare = copy.deepcopy(ours)
+    for block in bare.blocks:
+        block.temporal = Bare(block.temporal.cell, block.temporal.out)
+    return {"mixlab": ours, "torch.nn": bare}
+
+
+def compare(kind, a, *, bf16):
+    """Tokens a second of both, and ours over the bare one's."""
+    seconds = race(models(kind, a), a.steps, a.T, a.B, bf16=bf16)
+    ours, bare = seconds["mixlab"], seconds["torch.nn"]
+    return {
+        "tokens_per_second": rates(seconds, a.B * a.T),
+        "ratio": round(bare.wall / ours.wall, 3),
+        "ratio_by_processor_time": round(bare.work / ours.work, 3),
+    }
+
+
+def main():
+    options = parser(__doc__, steps=9, dim=384, depth=6, T=256, B=16, threads=2)
+    options.add_argument("kinds", nargs="*", metavar="KIND", help="gru and lstm unless named")
+    a = options.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(a.threads)
+    result = {"threads": a.threads}
+    for kind in a.kinds or ("gru", "lstm"):
+        both = models(kind, a)
+        assert len({count(model) for model in both.values()}) == 1
+        result[kind] = {"parameters": count(both["mixlab"])}
+        result[kind] |= {name: compare(kind, a, bf16=name == "bf16") for name in ("float32", "bf16")}
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
