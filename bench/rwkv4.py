@@ -93,13 +93,16 @@ def decode(a):
     return rows
 
 
+RACES = {"train": train, "long": long, "decode": decode}
+
+
 def main():
     options = parser(__doc__, steps=5, peer_steps=2, threads=2, decode_turns=1000)
-    options.add_argument("what", nargs="*", choices=["train", "long", "decode"])
+    options.add_argument("what", nargs="*", choices=[*RACES, "all"], default="all")
     a = options.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(a.threads)
-    result = {name: globals()[name](a) for name in a.what or ("train", "long", "decode")}
+    result = {name: RACES[name](a) for name in (RACES if "all" in a.what else a.what)}
     print(json.dumps(result, indent=1))
 
 
