@@ -37,6 +37,11 @@ def settings(*more: str) -> list[str]:
     return [word for setting in [*TINY, *more] for word in ("--set", setting)]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, by its path."""
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:

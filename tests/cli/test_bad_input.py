@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import Command, settings
+from tests.cli.conftest import Command, contents, settings
 
 from mixlab.errors import RunFailed, UserError
 
@@ -77,10 +77,6 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "module": (["--import", "no_such_part", "parts"], "there is no module 'no_such_part'"),
     "module file": (["parts", "--import", "absent.py"], "absent.py: no such file"),
 }
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -18,6 +17,7 @@ from mixlab.report import facts, figures, readings, table, units, verdict
 from mixlab.report.figures import Figure
 from mixlab.report.palette import THEMES
 from mixlab.report.view import ModelView, clean, group, mapping, number
+from mixlab.train.files import disk_errors, write_text
 
 
 def render(comparison: Mapping[str, Any]) -> str:
@@ -193,12 +193,7 @@ def write_report(comparison: Mapping[str, Any], path: Path) -> Path:
     path = Path(path)
     check_place(path)
     html = render(comparison)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with disk_errors(f"the report to {path}", failure=UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
-        raise UserError(f"cannot write the report to {path}: {error.strerror or error}") from error
+        write_text(path, html)
     return path

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from mixlab.errors import RunFailed, UserError
 
 
-@contextmanager
+@contextlib.contextmanager
 def disk_errors(what: str, *, failure: type[UserError] | type[RunFailed] = RunFailed) -> Iterator[None]:
     """Turn an OSError inside into `failure` with one sentence: what could not be written, where and why."""
     try:
@@ -31,14 +31,18 @@ def fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file by `text` at once."""
+    """Replace the file by `text` at once; an OSError names the file, not what it is first written as."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
         fsync(temporary)
         temporary.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone, or never made: on a read-only disk even that is refused
+            temporary.unlink()
     fsync(path.parent)
 
 

@@ -338,7 +338,8 @@ class Trainer:
         else:
             self.note(f"{self.folder.path} has no checkpoint yet: starting from the first step")
         self.check_length(before)
-        cut_back(self.folder.metrics, self.done.step)
+        with disk_errors(f"to {self.folder.path}", failure=UserError):
+            cut_back(self.folder.metrics, self.done.step)
         for line in read_metrics(self.folder.metrics):
             self.remember(line)
 
