@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from mixlab.cli.options import Imports, Json, Overrides, Text, count
 from mixlab.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
+    from mixlab.compare.bands import Bands, Verdict
     from mixlab.compare.request import Request
 
 INTERRUPTED = 130
@@ -43,7 +45,16 @@ def compare(
     batch_size: Annotated[int, typer.Option(help="Rows of that length a step.", metavar="N")] = 8,
     tokenizer: Annotated[str, typer.Option(help="byte, char or bpe.", metavar="KIND")] = "byte",
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="The comparison's folder.", metavar="DIR")] = Path("comparison"),
+    check_bands: Annotated[
+        bool, typer.Option("--check-bands", help="Check each loss against the band it should lie in.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The comparison's folder. Default: comparison, or comparison-bands with --check-bands.",
+            metavar="DIR",
+        ),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Where the report goes; by default into DIR.", metavar="FILE.html")
     ] = None,
@@ -56,20 +67,30 @@ def compare(
     goes on where an interrupted one stopped.
 
     mixlab compare my.txt --models ngram,gru,transformer --tokens 2M
+
+    --check-bands runs every preset that has a band, at the default budget, and ends with status 1 if a loss
+    is outside its band.
     """
     horizon = {
         "steps": None if steps is None else count(steps, "--steps"),
         "tokens": None if tokens is None else count(tokens, "--tokens"),
         "minutes": minutes,
     }
+    bands = _bands() if check_bands else None
+    if bands is not None and models is None:
+        models = ",".join(bands.models)
     request = _request(
         text, tokenizer, overrides or (), models, params=parameters(budget), seeds=seeds, context=context,
         batch_size=batch_size, imports=tuple(imports or ()), **horizon,
     )  # fmt: skip
+    out = out or Path("comparison-bands" if check_bands else "comparison")
     path = report or out / "report.html"
     check_report(path)
+    if bands is not None:
+        bands.check(request, out)
     comparison = _work(request, out)
-    _finish(comparison, path, as_json=as_json)
+    verdicts = None if bands is None else bands.verdicts(comparison, request.models)
+    _finish(comparison, path, verdicts, as_json=as_json)
 
 
 def parameters(budget: str) -> int:
@@ -126,16 +147,37 @@ def _work(request: Request, out: Path) -> dict[str, Any]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _finish(comparison: Mapping[str, Any], path: Path, *, as_json: bool) -> None:
-    """Table or JSON to stdout, the report to its file; RunFailed, after all that, if a model failed."""
-    from mixlab.cli.comparison import print_comparison
+def _bands() -> Bands:
+    from mixlab.compare.bands import read_bands
+
+    return read_bands()
+
+
+def _finish(
+    comparison: Mapping[str, Any], path: Path, verdicts: Sequence[Verdict] | None, *, as_json: bool
+) -> None:
+    """Table or JSON to stdout, the report to its file; RunFailed, after all that, if a model failed or its
+    loss is outside its band."""
+    from mixlab.cli.comparison import print_bands, print_comparison
     from mixlab.cli.console import note, print_json
     from mixlab.report import write_report
 
-    print_json(comparison) if as_json else print_comparison(comparison)
+    if as_json:
+        print_json(comparison if verdicts is None else {**comparison, "bands": list(map(asdict, verdicts))})
+    else:
+        print_comparison(comparison)
+        if verdicts is not None:
+            print_bands(verdicts)
     note(f"the report is {write_report(comparison, path)}")
+    wrong = []
+    outside = [verdict.model for verdict in verdicts or () if verdict.verdict == "outside"]
+    if outside:
+        are = "losses are outside their bands" if len(outside) > 1 else "losses is outside its band"
+        wrong.append(f"{len(outside)} of {len(verdicts or ())} {are} ({', '.join(outside)})")
     failed = [r for r in comparison["results"] if r["status"] == "failed"]
     if failed:
         names = ", ".join(dict.fromkeys(str(result["model"]) for result in failed))
         total = len(comparison["results"])
-        raise RunFailed(f"{len(failed)} of {total} runs failed ({names}); the same command tries them again")
+        wrong.append(f"{len(failed)} of {total} runs failed ({names}); the same command tries them again")
+    if wrong:
+        raise RunFailed("; ".join(wrong))

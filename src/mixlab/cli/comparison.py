@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mixlab.cli.console import Progress, short
 from mixlab.cli.console import table as aligned
 from mixlab.report.units import duration, size
 from mixlab.report.verdict import half_width
+
+if TYPE_CHECKING:
+    from mixlab.compare.bands import Verdict
 
 COUNTED_SHARE = 0.3
 """What an n-gram takes of a neural run's time, about; it only weighs the progress bar."""
@@ -139,6 +142,16 @@ def footnotes(comparison: Mapping[str, Any]) -> list[str]:
         "tokens; FLOPs of a forward; memory is the whole process's peak, Python and PyTorch included.",
         *budget["unequal"],
     ]
+
+
+def print_bands(verdicts: Sequence[Verdict]) -> None:
+    """Each model's loss beside its band, to stdout."""
+    body = []
+    for one in verdicts:
+        band = ("-", "-") if one.band is None else (f"{one.band.expected:.3f}", str(one.band))
+        body.append([one.model, "-" if one.measured is None else f"{one.measured:.4f}", *band, one.verdict])
+    print()
+    print(aligned(["model", "bits/byte", "expected", "band", "verdict"], body))
 
 
 def _rich(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:

@@ -16,6 +16,8 @@ _HOME = {
     "Stopped": "mixlab.compare.runner",
     "solve": "mixlab.compare.width",
     "parameter_count": "mixlab.compare.width",
+    "Bands": "mixlab.compare.bands",
+    "read_bands": "mixlab.compare.bands",
 }
 __all__ = sorted(_HOME)
 
