@@ -93,7 +93,8 @@ class LanguageModel(nn.Module):
         """Next-token logits (B, T, V) after each of `tokens` (B, T) int64.
 
         state: from `init_state` or an earlier call, to continue a sequence for any T >= 1; None starts
-        afresh and keeps nothing. segment: document numbers of packed rows.
+        afresh and keeps nothing. segment: document numbers of packed rows. Raises UserError for what is no
+        (B, T) ids of the vocabulary; on a GPU, ids outside it are torch's own error.
         """
         x, state = self.hidden(tokens, state, segment=segment)
         return Output(self.logits(x), state)
@@ -169,7 +170,7 @@ class LanguageModel(nn.Module):
         """Mean nats a token of `targets` after `inputs`, both (B, T) int64; float32.
 
         With a large vocabulary the logits are made, used and made again for the gradient a chunk of
-        tokens at a time.
+        tokens at a time. Raises UserError as `forward` does, and for targets that do not fit the inputs.
         """
         x, _ = self.hidden(inputs, segment=segment)
         check_rows("targets", targets, inputs)
