@@ -98,8 +98,8 @@ def test_temperature_runs_from_the_largest_score_to_the_mean():
     v = plain.v(x)
     mean = plain.out(v.cumsum(1) / torch.arange(1, 10)[:, None])
     assert torch.allclose(hot(x)[0], mean, atol=1e-4)
-    rope, (q, k) = plain.position, (f(x).unflatten(-1, (4, 4)) for f in (plain.q, plain.k))
-    scores = torch.einsum("bthk,bshk->bhts", rope(q), rope(k)).masked_fill(
+    rope, (q, k) = plain.position, (f(x).unflatten(-1, (4, 4)).transpose(1, 2) for f in (plain.q, plain.k))
+    scores = torch.einsum("bhtk,bhsk->bhts", rope(q), rope(k)).masked_fill(
         torch.ones(9, 9, dtype=torch.bool).triu(1), -torch.inf
     )
     chosen = torch.nn.functional.one_hot(scores.argmax(-1), 9).double()

@@ -81,16 +81,16 @@ def test_rope_keeps_norms_and_composes():
     rope = rotary(16)
     x = torch.randn(2, 3, 4, 16, dtype=torch.float64)
     assert torch.allclose(rope(x, 7).norm(dim=-1), x.norm(dim=-1))
-    first = x[:, :1]
+    first = x[:, :, :1]
     assert torch.allclose(rope(rope(first, 5), 6), rope(first, 11))
 
 
 def test_rope_lowest_frequency():
     """theta^(-2 (K/2 - 1) / K) at theta = 10000: 1.33352e-4, 1.15478e-4, 1.07461e-4 for K = 64, 128, 256."""
     for width, wanted in ((64, 1.33352e-4), (128, 1.15478e-4), (256, 1.07461e-4)):
-        x = torch.zeros(1, 2, 1, width, dtype=torch.float64)
+        x = torch.zeros(1, 1, 2, width, dtype=torch.float64)
         x[..., width // 2 - 1] = 1.0
-        angle = rotary(width)(x)[0, 1, 0, width - 1].asin()
+        angle = rotary(width)(x)[0, 0, 1, width - 1].asin()
         assert angle.item() == pytest.approx(wanted, abs=1e-9)
 
 
@@ -101,36 +101,36 @@ def test_rope_pairs_halves_and_equals_the_interleaved_convention_after_reorderin
     wq, wk = torch.randn(2, H * K, D, dtype=torch.float64)
     x = torch.randn(1, T, D, dtype=torch.float64)
 
-    def interleaved(h):  # (1, T, H, K)
+    def interleaved(h):  # (1, H, T, K)
         a, b = h[..., 0::2], h[..., 1::2]
         angle = torch.arange(T)[:, None] * 10_000.0 ** (-torch.arange(0, K, 2, dtype=torch.float64) / K)
-        c, s = angle.cos()[:, None], angle.sin()[:, None]
+        c, s = angle.cos(), angle.sin()
         return torch.stack((a * c - b * s, a * s + b * c), -1).flatten(-2)
 
     def heads(weight):
-        return (x @ weight.T).unflatten(-1, (H, K))
+        return (x @ weight.T).unflatten(-1, (H, K)).transpose(1, 2)
 
     rope = rotary(K)
-    theirs = torch.einsum("bthk,bshk->bhts", interleaved(heads(wq)), interleaved(heads(wk)))
+    theirs = torch.einsum("bhtk,bhsk->bhts", interleaved(heads(wq)), interleaved(heads(wk)))
     q, k = (rope(heads(interleaved_to_half(w, H))) for w in (wq, wk))
-    assert torch.allclose(torch.einsum("bthk,bshk->bhts", q, k), theirs, atol=1e-12)
-    plain = torch.einsum("bthk,bshk->bhts", rope(heads(wq)), rope(heads(wk)))
+    assert torch.allclose(torch.einsum("bhtk,bhsk->bhts", q, k), theirs, atol=1e-12)
+    plain = torch.einsum("bhtk,bhsk->bhts", rope(heads(wq)), rope(heads(wk)))
     assert not torch.allclose(plain, theirs, atol=1e-3)
 
 
 def test_p_rope_lies_between_no_positions_and_rope():
     """Appendix D: p = 0 turns nothing, p = 1 is RoPE, p = 0.75 keeps 96 of the 128 pairs of a head of 256."""
-    x = torch.randn(1, 9, 2, 256, dtype=torch.float64)
+    x = torch.randn(1, 2, 9, 256, dtype=torch.float64)
     assert torch.equal(p_rope(256, 0.0)(x, 5), x)
     assert torch.equal(p_rope(256, 1.0)(x, 5), rotary(256)(x, 5))
     turned = p_rope(256, 0.75)(x, 5)
-    moved = (turned != x).any(1).any(1)[0].unflatten(0, (2, 128)).any(0)
+    moved = (turned != x)[0].flatten(0, 1).any(0).unflatten(0, (2, 128)).any(0)
     assert torch.equal(moved, torch.arange(128) < 96)  # the lowest frequencies are the last pairs
     assert torch.equal(turned[..., :96], rotary(256)(x, 5)[..., :96])  # the others keep their own frequency
 
 
 def test_rope_on_a_share_of_the_channels_leaves_the_rest_alone():
-    x = torch.randn(1, 7, 2, 32, dtype=torch.float64)
+    x = torch.randn(1, 2, 7, 32, dtype=torch.float64)
     turned = rotary(32, channels=0.25)(x, 3)
     assert torch.equal(turned[..., 8:], x[..., 8:])
     assert torch.equal(turned[..., :8], rotary(8)(x[..., :8], 3))
@@ -203,9 +203,9 @@ def test_a_diagonal_head_sharpens_with_the_scale_of_its_weights():
     """Theorem 5.3 of Round and Round We Go: with q = k the weight on the own position over 512 positions is
     0.5149, 0.7320, 0.8967, 0.9870 at scales 0.5, 1, 2, 4 of the profile."""
     rope = rotary(64)
-    q = torch.zeros(1, 512, 1, 64, dtype=torch.float64)
+    q = torch.zeros(1, 1, 512, 64, dtype=torch.float64)
     q[..., :32] = 1.0
-    turned = rope(q)[0, :, 0]
+    turned = rope(q)[0, 0]
     profile = turned @ turned[-1]
     weights = [torch.softmax(c * profile, 0)[-1].item() for c in (0.5, 1, 2, 4)]
     assert weights == pytest.approx([0.5149, 0.7320, 0.8967, 0.9870], abs=1e-4)

@@ -118,7 +118,7 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x (B, T, H, K), cos and sin (T, 1, K)."""
+        """x (B, H, T, K), cos and sin (T, K)."""
         ctx.save_for_backward(cos, sin)
         return torch.roll(x, x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)
 
@@ -234,21 +234,21 @@ class RotaryPosition(Position):
             return tuple(interpolated_by_rotations(plain, c.factor, original, c.slow, fast)), 1.0
         return tuple(plain), 1.0
 
-    def forward(self, x: Float[Tensor, "B T H K"], start: int = 0) -> Float[Tensor, "B T H K"]:
+    def forward(self, x: Float[Tensor, "B H T K"], start: int = 0) -> Float[Tensor, "B H T K"]:
         """Rotate heads of queries or keys that stand at positions start, start + 1, ..."""
         width = 2 * len(self.frequencies)
         if width < self.dim:
             return torch.cat((self._turn(x[..., :width], start), x[..., width:]), -1)
         return self._turn(x, start)
 
-    def _turn(self, x: Float[Tensor, "B T H K"], start: int) -> Float[Tensor, "B T H K"]:
+    def _turn(self, x: Float[Tensor, "B H T K"], start: int) -> Float[Tensor, "B H T K"]:
         """All channels of x, in pairs of halves."""
-        stop = start + x.shape[1]
+        stop = start + x.shape[2]
         # Rounded up, so that decoding token by token meets few distinct lengths.
         length = 1 << max(stop - 1, 255).bit_length()
         dtype = x.dtype if x.dtype in (torch.bfloat16, torch.float16) else state_dtype(x.dtype)
         cos, sin = _rotary_table(self.frequencies, self.scale, length, x.device, dtype)
-        cos, sin = cos[start:stop, None], sin[start:stop, None]  # (T, 1, K)
+        cos, sin = cos[start:stop], sin[start:stop]  # (T, K)
         if torch.is_grad_enabled():
             return _Rotate.apply(x, cos, sin)
         return torch.addcmul(torch.roll(x, x.shape[-1] // 2, -1) * sin, x, cos)

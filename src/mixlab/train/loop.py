@@ -22,6 +22,7 @@ from mixlab.data import Batches, Dataset, load_tokenizer, prepare
 from mixlab.errors import RunFailed, UserError
 from mixlab.model.language_model import build_model
 from mixlab.train import checkpoint, diagnose, machine
+from mixlab.train.allocator import keep_freed_memory
 from mixlab.train.config import RunConfig, TrainConfig
 from mixlab.train.counters import Clock, Counters
 from mixlab.train.evaluate import EvaluationStopped, evaluate
@@ -52,6 +53,7 @@ def train(
     finite or a full disk.
     """
     config.validate()
+    keep_freed_memory()
     report = progress or _warn
     folder = RunFolder(Path(out))
     if resume:

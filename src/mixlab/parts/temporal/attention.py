@@ -16,6 +16,7 @@ from mixlab.errors import UserError
 from mixlab.parts.contract import Part, Place, Split, get, init_linear, register, state_dtype
 from mixlab.parts.norm import RMSNorm
 from mixlab.parts.position import LinearBias, Position
+from mixlab.parts.temporal import tiled
 
 
 class AttentionState(NamedTuple):
@@ -190,20 +191,23 @@ class Attention(Part):
 
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """Project, turn by position, append to the cache, attend, project back."""
-        q, k, v = (f(x).unflatten(-1, (-1, self.width)) for f in (self.q, self.k, self.v))  # (B, T, H, K)
+        q, k, v = (self._heads(f(x)) for f in (self.q, self.k, self.v))
         start = 0 if state is None else int(state.length)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.position is not None:
             q, k = self.position(q, start), self.position(k, start)
         if self.log_temperature is not None:
-            q = q * torch.exp(-self.log_temperature).to(q.dtype).unsqueeze(-1)
-        q, k, v = (h.transpose(1, 2) for h in (q, k, v))  # (B, T, H, K) -> (B, H, T, K)
+            q = q * torch.exp(-self.log_temperature).to(q.dtype)[:, None, None]
         scoring = self.scoring if self.slopes is None else self.scoring._replace(slopes=self.slopes)
         if state is not None:
             k, v, state = extend(state, k, v, scoring)
         y = attend(q, k, v, scoring)
         return self.out(y.transpose(1, 2).flatten(2)), state  # (B, H, T, K) -> (B, T, D)
+
+    def _heads(self, h: Float[Tensor, "B T HK"]) -> Float[Tensor, "B H T K"]:
+        """Cut the channels into heads, heads first."""
+        return h.unflatten(-1, (-1, self.width)).transpose(1, 2)
 
 
 def extend(
@@ -261,6 +265,10 @@ def attend(
         return attend_with_softcap(q, k, v, scoring)
     grouped = q.shape[1] != k.shape[1]
     if T == S and scoring.slopes is None and not 0 < scoring.window < T:
+        if tiled.suits(q):
+            groups = q.shape[1] // k.shape[1]
+            k, v = (h.repeat_interleave(groups, 1) if grouped else h for h in (k, v))
+            return tiled.causal_attention(q, k, v, scoring.scale)
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scoring.scale, enable_gqa=grouped
         )
