@@ -107,10 +107,10 @@ def to_toml(bands: Bands) -> str:
 
 
 def parts_of(preset: str) -> set[str]:
-    """The temporal and feature parts that a preset is made of."""
+    """The temporal and feature parts that a preset is made of; counting is a card of its own."""
     model = load_run_config(read_preset(preset)).model
     if model is None:
-        return set()
+        return {"ngram"}
     return {choice.name for kind in ("temporal", "feature") for choice in model.pattern(kind)}
 
 
