@@ -157,12 +157,15 @@ def test_another_text_is_refused(folder: Path, capsys) -> None:
     (line,) = capsys.readouterr().err.splitlines()
     assert "the bands hold for corpus:python of Python 3.0.0 (sha256 " in line
     assert "and this is text.txt (sha256 " in line
+    assert line.endswith(": leave the text out")
     assert not (folder / "comparison-bands").exists()
 
 
 def test_another_python_is_named(bands: Bands, facts: dict[str, Any]) -> None:
     other = {**facts, "sha256": "0123456789abcdef", "sources": ["corpus:python"], "python": "3.12.1"}
-    with pytest.raises(UserError, match=r"this is corpus:python of Python 3\.12\.1 \(sha256 0123456789ab\)"):
+    with pytest.raises(
+        UserError, match=r"this is corpus:python of Python 3\.12\.1 \(sha256 0123456789ab\): use"
+    ):
         bands.check_text(other)
 
 

@@ -109,7 +109,7 @@ class Bands:
         if named:
             raise UserError(
                 f"--check-bands: {' and '.join(named)} would make another comparison than the bands hold for "
-                f"({self.budget}): leave it out"
+                f"({self.budget}): leave {'them' if named[1:] else 'it'} out"
             )
 
     def check_text(self, facts: Mapping[str, Any]) -> None:
@@ -117,12 +117,13 @@ class Bands:
         text = self.text
         if corpus_marks(facts) == {key: getattr(text, key) for key in corpus_marks(facts)}:
             return
-        sources = ", ".join(facts["sources"])
-        python = f" of Python {facts['python']}" if "python" in facts else ""
+        this, right = ", ".join(facts["sources"]), "leave the text out"
+        if "python" in facts:
+            this += f" of Python {facts['python']}"
+            right = "use that Python, or make bands for this one with bench/bands.py"
         raise UserError(
             f"--check-bands: the bands hold for corpus:python of Python {text.python} "
-            f"(sha256 {text.sha256[:SHOWN]}), and this is {sources}{python} (sha256 "
-            f"{facts['sha256'][:SHOWN]}): use that Python, or make bands for this one with bench/bands.py"
+            f"(sha256 {text.sha256[:SHOWN]}), and this is {this} (sha256 {facts['sha256'][:SHOWN]}): {right}"
         )
 
     def verdicts(self, comparison: Mapping[str, Any], models: tuple[str, ...]) -> list[Verdict]:
