@@ -1,8 +1,10 @@
 """The synthetic tasks: seeded rows, answers that follow from their inputs, and the entropies as stated."""
 
+import doctest
 import itertools
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from mixlab.data.synthetic import (
     nats,
 )
 from mixlab.errors import UserError
+
+PAGE = Path(__file__).parents[2] / "docs" / "synthetic.md"
 
 TASKS = [
     AssociativeRecall(),
@@ -164,3 +168,8 @@ def test_a_task_that_cannot_be_is_refused_in_a_sentence(task, knobs, says):
     with pytest.raises(UserError) as error:
         task(**knobs)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_python_lines_of_the_page_give_what_they_show():
+    results = doctest.testfile(str(PAGE), module_relative=False)
+    assert results.attempted >= 10 and not results.failed
