@@ -1,7 +1,8 @@
 """Training throughput against transformers' Llama of the same shape, and against the machine's matmul peak.
 
 10.8M parameters: 6 layers, width 384, 6 heads, SwiGLU, RoPE, bytes; T = 256, B = 16, bf16 autocast, fused
-AdamW on both sides, gradient norm clipped. The two take turns, step by step; medians over the turns.
+AdamW on both sides, gradient norm clipped. The two take turns, step by step, in one process that keeps freed
+memory as `mixlab train` does, which serves both; medians over the turns.
 
     python bench/train_step.py [--steps 9] [--dim 384 --depth 6 --heads 6]
 """
@@ -15,6 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mixlab
+from mixlab.train.allocator import keep_freed_memory
 
 
 def matmul_peak(n=2048, repeats=9):
@@ -55,6 +57,7 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     a = parser.parse_args()
     torch.manual_seed(0)
+    keep_freed_memory()
     attention = {"kind": "attention", "heads": a.heads}
     shape = {"vocab_size": 256, "dim": a.dim, "depth": a.depth, "context": a.T}
     ours = mixlab.build_model({**shape, "temporal": attention, "feature": "swiglu", "position": "rope"})

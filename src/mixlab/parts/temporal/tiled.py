@@ -115,7 +115,7 @@ class _Tiled(torch.autograd.Function):
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         for rows, heads, blocks in _tiles(q):
             qs, ks, vs, dys = (x[rows, heads].flatten(0, 1) for x in (q, k, v, dy))
-            whole = [torch.zeros_like(x, dtype=state_dtype(x.dtype)) for x in (ks, vs)]
+            sums: list[Tensor] = []
             for at in blocks:
                 keys = slice(at.stop)
                 p = next(probabilities) if kept else _probabilities(qs[:, at], ks[:, keys], ctx.scale)
@@ -123,8 +123,14 @@ class _Tiled(torch.autograd.Function):
                 ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
                 out = dq[rows, heads, at]
                 torch.mul((ds @ ks[:, keys]).view_as(out), ctx.scale, out=out)
-                whole[0][:, keys].add_(ds.transpose(1, 2) @ qs[:, at], alpha=ctx.scale)
-                whole[1][:, keys] += p.transpose(1, 2) @ dys[:, at]
-            for gradient, sums in zip((dk, dv), whole, strict=True):
-                gradient[rows, heads] = sums.view_as(gradient[rows, heads])
+                parts = [ds.transpose(1, 2) @ qs[:, at], p.transpose(1, 2) @ dys[:, at]]
+                if len(blocks) == 1:
+                    sums = parts
+                    break
+                sums = sums or [x.new_zeros(ks.shape, dtype=state_dtype(x.dtype)) for x in parts]
+                for total, part in zip(sums, parts, strict=True):
+                    total[:, keys] += part
+            out = dk[rows, heads]
+            torch.mul(sums[0].view_as(out), ctx.scale, out=out)
+            dv[rows, heads] = sums[1].view_as(out)
         return dq, dk, dv, None, None
