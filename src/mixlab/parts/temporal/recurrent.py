@@ -1,4 +1,7 @@
-"""Recurrent networks on torch.nn's fused kernels, with a projection back to the residual stream."""
+"""Recurrent networks, with a projection back to the residual stream.
+
+Parameters and kernels are torch.nn's; under autocast on a CPU, `recurrent_core` runs the recurrence.
+."""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixlab.errors import UserError
 from mixlab.parts.contract import Part, Place, Role, init_linear, register, state_dtype
+from mixlab.parts.temporal.recurrent_core import Cell, ElmanCell, GRUCell, LSTMCell, scan
 
 
 class HiddenState(NamedTuple):
@@ -36,6 +41,7 @@ class Recurrent(Part):
 
     gates: ClassVar[int]
     cell_class: ClassVar[Callable[..., Any]]
+    steps: ClassVar[Cell]
     state_class: ClassVar[type[HiddenState] | type[LSTMState]] = HiddenState
 
     @dataclass(frozen=True, kw_only=True)
@@ -100,10 +106,27 @@ class Recurrent(Part):
         h, last = self.cell(x.to(dtype), before)
         return h, HiddenState(last[0])
 
-    def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
-        """Run the recurrence in the parameters' own precision, then project."""
+    def run_autocast(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """As `run`, with products in autocast's dtype and the state in the parameters'."""
+        cell = self.cell
+        bias, apart = cell.bias_ih_l0, cell.bias_hh_l0
+        if self.steps.additive:
+            bias, apart = bias + apart, None
+        a = F.linear(x.transpose(0, 1), cell.weight_ih_l0, bias)  # (B, T, D) -> (T, B, G H)
+        if state is None:
+            state = self.init_state(len(x), 0, device=x.device, dtype=x.dtype)
+        before = tuple(s.to(cell.weight_hh_l0.dtype) for s in state)
         with torch.autocast(x.device.type, enabled=False):
-            h, after = self.run(x, state)
+            h, after = scan(self.steps, a, cell.weight_hh_l0.to(a.dtype), apart, before)
+        return h.transpose(0, 1), self.state_class(*after)
+
+    def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
+        """Run the recurrence, its state in the parameters' own precision, then project."""
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            h, after = self.run_autocast(x, state)
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                h, after = self.run(x, state)
         y = self.out(h.to(x.dtype))
         if state is None:
             return y, None
@@ -117,6 +140,7 @@ class RNN(Recurrent):
     paper = "Elman 1990, Finding Structure in Time"
     gates = 1
     cell_class = nn.RNN
+    steps = ElmanCell()
 
 
 @register("temporal", "gru")
@@ -129,6 +153,7 @@ class GRU(Recurrent):
     paper = "Cho et al. 2014, Learning Phrase Representations using RNN Encoder-Decoder"
     gates = 3
     cell_class = nn.GRU
+    steps = GRUCell()
 
 
 @register("temporal", "lstm")
@@ -141,6 +166,7 @@ class LSTM(Recurrent):
     paper = "Hochreiter & Schmidhuber 1997; forget bias: Jozefowicz et al. 2015"
     gates = 4
     cell_class = nn.LSTM
+    steps = LSTMCell()
     state_class = LSTMState
 
     def reset_parameters(self) -> None:
