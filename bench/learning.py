@@ -77,7 +77,7 @@ EXPERIMENTS = {
         batch_size=64,
         lr=1e-2,
     ),
-    # Attention gets twice the recurrent network's depth: one layer fits even 8 bits badly.
+    # One layer would do for the recurrent network; attention gets two, to fail for no want of layers.
     "parity": Experiment(
         stages=((Parity(length=8), 400), (Parity(length=16), 300)),
         asked=(Parity(length=64, start=16), Parity(length=128, start=16)),
