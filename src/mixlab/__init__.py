@@ -5,8 +5,7 @@ The names below are imported on first use, so that `import mixlab` and `mixlab -
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from mixlab.lazy import on_first_use
 
 __version__ = "0.1.0"
 
@@ -22,13 +21,4 @@ _HOME = {
     "UserError": "mixlab.errors",
 }
 __all__ = sorted([*_HOME, "__version__"])
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'mixlab' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = on_first_use(__name__, _HOME)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixlab.errors import UserError, unknown
+from mixlab.parts.shift import document_starts
 
 Kind = Literal["temporal", "feature", "position", "norm"]
 KINDS: tuple[Kind, ...] = ("temporal", "feature", "position", "norm")
@@ -146,9 +147,7 @@ class Part(Component):
         Correct for every causal part, because the padding stands to the right of each piece. `rest` is
         handed on to `mix`.
         """
-        starts = torch.ones_like(segment, dtype=torch.bool)
-        starts[:, 1:] = segment[:, 1:] != segment[:, :-1]
-        starts = starts.flatten()
+        starts = document_starts(segment).flatten()
         piece = starts.cumsum(0) - 1
         first = starts.nonzero().squeeze(1)
         offset = torch.arange(len(piece), device=x.device) - first[piece]

@@ -5,8 +5,7 @@ The names below are imported on first use, so that reading a config does not imp
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from mixlab.lazy import on_first_use
 
 _HOME = {
     "train": "mixlab.train.loop",
@@ -25,13 +24,4 @@ _HOME = {
     "read_metrics": "mixlab.train.metrics",
 }
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'mixlab.train' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = on_first_use(__name__, _HOME)
