@@ -11,7 +11,7 @@ from typing import Any
 def on_first_use(
     package: str, home: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A package's `__getattr__` and `__dir__` (PEP 562), from name -> the module that has it, and `__all__`."""
+    """A package's `__getattr__` and `__dir__` (PEP 562). home: name -> the module that has it."""
 
     def get(name: str) -> Any:
         if name not in home:
