@@ -7,15 +7,12 @@ metrics.jsonl and knows nothing of terminals.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mixlab.data import Batches, Dataset, load_tokenizer, prepare
@@ -26,13 +23,15 @@ from mixlab.train.allocator import keep_freed_memory
 from mixlab.train.config import RunConfig, TrainConfig
 from mixlab.train.counters import Clock, Counters
 from mixlab.train.evaluate import EvaluationStopped, evaluate
-from mixlab.train.files import disk_errors, write_text
-from mixlab.train.folder import RunFolder, read_json, resolve
-from mixlab.train.metrics import Line, MetricsLog, cut_back, read_metrics
+from mixlab.train.files import disk_errors
+from mixlab.train.folder import RunFolder, resolve
+from mixlab.train.metrics import Line, cut_back
 from mixlab.train.optimizers import Optimizers
 from mixlab.train.precision import autocast
 from mixlab.train.precision import resolve as resolve_dtype
+from mixlab.train.record import Record
 from mixlab.train.schedules import lr_factor
+from mixlab.train.state import State
 from mixlab.train.stopping import StopRequest
 
 Progress = Callable[[Line], None]
@@ -107,7 +106,7 @@ def _data(config: RunConfig, folder: RunFolder, resume: bool, report: Progress) 
 
 
 class Trainer:
-    """One model's training: what it holds is what a checkpoint holds."""
+    """One model's training. What changes as it goes is in `state`, which is what a checkpoint holds."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, dataset: Dataset, report: Progress) -> None:
         assert config.model is not None
@@ -123,10 +122,10 @@ class Trainer:
             dataset.train, context=self.context, batch_size=self.config.batch_size, seed=self.config.seed
         )
         self.done = Counters()
+        self.state = State(self.model, self.optimizers, self.batches, self.done, self.device)
         self.step_tokens = self.config.batch_size * self.context
         self.step_flops = self.flops_a_step()
-        self.last: dict[str, Line] = {}
-        self.best: Line | None = None
+        self.record = Record(folder.metrics, report)
         self.saved: Path | None = None
         self.stop = StopRequest()
         self.clock = Clock()
@@ -134,20 +133,20 @@ class Trainer:
     def run(self) -> Line:
         """Train to the horizon or to a requested stop; returns the summary, which ends the record."""
         with disk_errors(f"to {self.folder.path}", failure=UserError):
-            self.log = MetricsLog(self.folder.metrics)
-        with contextlib.closing(self.log):
+            self.record.open()
+        with contextlib.closing(self.record):
             try:
                 with self.stop, disk_errors(f"to {self.folder.path}"):
                     self.loop()
             except RunFailed as failure:
                 message = f"{failure}; {self.last_good()}"
                 with contextlib.suppress(OSError):
-                    self.record(self.summary("failed", message))
+                    self.record.write(self.summary("failed", message))
                 raise RunFailed(message) from failure
             done = self.finished() and not self.evaluation_is_due()
             resume = f"saved at step {self.done.step}; go on with: mixlab train --resume {self.folder.path}"
             summary = self.summary("done", "") if done else self.summary("stopped", resume)
-            self.record(summary)
+            self.record.write(summary)
         return summary
 
     def loop(self) -> None:
@@ -156,7 +155,7 @@ class Trainer:
         self.evaluate_if_due()  # a run that was killed just after saving has yet to make it
         self.clock.lap()
         while not self.finished() and not self.stop.requested:
-            self.record(self.step())
+            self.record.write(self.step())
             if self.save_is_due():
                 self.save()
             self.evaluate_if_due()
@@ -210,8 +209,7 @@ class Trainer:
 
     def set_progress(self, fraction: float) -> None:
         """Tell the model how far training is; parameters it let go leave the optimizers and the count too."""
-        if self.model.set_progress(fraction):
-            self.optimizers.keep(self.model)
+        if self.state.set_progress(fraction):
             self.step_flops = self.flops_a_step()
 
     def flops_a_step(self) -> int:
@@ -242,7 +240,7 @@ class Trainer:
         """Every N steps and at the end, unless the record has it already."""
         step, every = self.done.step, self.config.eval_every
         scheduled = step > 0 and (self.finished() or bool(every and step % every == 0))
-        return scheduled and self.last.get("eval", {}).get("step") != step
+        return scheduled and self.record.last.get("eval", {}).get("step") != step
 
     def evaluate_if_due(self) -> None:
         """Score the validation text and note the best; given up if a stop is requested meanwhile."""
@@ -254,22 +252,8 @@ class Trainer:
             found = evaluate(
                 self.model, self.valid, context=self.context, batch_size=rows, dtype=dtype, stop=self.stop
             )
-            self.record({**self.totals("eval"), **found.line()})
+            self.record.write({**self.totals("eval"), **found.line()})
             self.prune()
-
-    def record(self, line: Line) -> None:
-        """Write one line of metrics, remember the last of its kind, and report it."""
-        self.log.write(line)
-        self.remember(line)
-        self.report(line)
-
-    def remember(self, line: Line) -> None:
-        """What later decisions need of the record."""
-        self.last[line["kind"]] = line
-        if line["kind"] == "eval" and (
-            self.best is None or line["bits_per_byte"] < self.best["bits_per_byte"]
-        ):
-            self.best = line
 
     def totals(self, kind: str) -> Line:
         """The fields that every line has."""
@@ -284,7 +268,8 @@ class Trainer:
 
     def summary(self, status: str, message: str) -> Line:
         """The record's last line."""
-        steps, evaluation, best = self.last.get("step", {}), self.last.get("eval", {}), self.best or {}
+        last, best = self.record.last, self.record.best or {}
+        steps, evaluation = last.get("step", {}), last.get("eval", {})
         return {
             **self.totals("end"),
             "status": status,
@@ -310,25 +295,13 @@ class Trainer:
                 raise RunFailed(
                     f"parameter {bad} is not finite after step {self.done.step}, which is not saved"
                 )
-            self.saved = checkpoint.save(self.folder.checkpoints, self.done.step, self.write)
+            self.saved = checkpoint.save(self.folder.checkpoints, self.done.step, self.state.write)
             self.prune()
 
     def prune(self) -> None:
         """Keep the newest checkpoints and the best."""
-        best = self.best["step"] if self.best else None
-        checkpoint.prune(self.folder.checkpoints, keep=self.config.checkpoint.keep, best=best)
-
-    def write(self, path: Path) -> None:
-        """Put everything the run continues from into a checkpoint's folder."""
-        random = {"random.torch": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        optimizer = {f"optimizer.{name}": t for name, t in self.optimizers.state_dict().items()}
-        checkpoint.save_model(self.model, path / checkpoint.MODEL)
-        guides = {f"training.{name}": p for name, p in checkpoint.training_only(self.model).items()}
-        save_file({**optimizer, **guides, **random}, path / checkpoint.TENSORS)
-        scalars = {"counters": asdict(self.done), "batches": self.batches.state_dict()}
-        write_text(path / checkpoint.SCALARS, json.dumps(scalars, indent=1) + "\n")
+        keep = self.config.checkpoint.keep
+        checkpoint.prune(self.folder.checkpoints, keep=keep, best=self.record.best_step)
 
     def resume(self, before: TrainConfig) -> None:
         """Put back the newest whole checkpoint and cut the record back to it; `before` is what it ran by."""
@@ -336,14 +309,14 @@ class Trainer:
         found = checkpoint.list_checkpoints(self.folder.checkpoints)
         if found:
             self.saved = checkpoint.first_whole(found, self.note)
-            self.load(self.saved)
+            self.state.load(self.saved)
+            self.step_flops = self.flops_a_step()
         else:
             self.note(f"{self.folder.path} has no checkpoint yet: starting from the first step")
         self.check_length(before)
         with disk_errors(f"to {self.folder.path}", failure=UserError):
             cut_back(self.folder.metrics, self.done.step)
-        for line in read_metrics(self.folder.metrics):
-            self.remember(line)
+        self.record.recall()
 
     def check_length(self, before: TrainConfig) -> None:
         """UserError if the run is resumed for a length that it has already passed."""
@@ -355,29 +328,6 @@ class Trainer:
                 f"{self.folder.path} is at step {done.step} ({done.tokens} tokens), past the {name} asked "
                 "for; give a greater length to go on"
             )
-
-    def load(self, path: Path) -> None:
-        """Put back what `write` put there."""
-        checkpoint.load_model(self.model, path / checkpoint.MODEL)
-        tensors = checkpoint.load_tensors(path / checkpoint.TENSORS)
-        scalars = read_json(path / checkpoint.SCALARS)
-        torch.set_rng_state(tensors.pop("random.torch"))
-        cuda = tensors.pop("random.cuda", None)
-        if cuda is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(cuda, self.device)
-        self.load_training_only(tensors)
-        self.optimizers.load_state_dict({n.removeprefix("optimizer."): t for n, t in tensors.items()})
-        self.done = Counters(**scalars["counters"])
-        self.batches.load_state_dict(scalars["batches"])
-
-    def load_training_only(self, tensors: dict[str, Tensor]) -> None:
-        """Take parameters that serve training alone out of `tensors`; without them there, they had gone."""
-        for name, parameter in checkpoint.training_only(self.model).items():
-            saved = tensors.pop(f"training.{name}", None)
-            if saved is None:
-                self.set_progress(1.0)
-                break
-            parameter.copy_(saved)
 
     def what_went_bad(self, loss: float, norm: float, inputs: Tensor, targets: Tensor) -> str:
         """The message for a step that cannot be taken: which number, where it began, what usually helps."""

@@ -1,0 +1,51 @@
+"""The record of a run as it is made: metrics.jsonl, and what later decisions need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mixlab.train.metrics import Line, MetricsLog, read_metrics
+
+
+class Record:
+    """Writes lines, reports them, and remembers the last of each kind and the best evaluation."""
+
+    def __init__(self, path: Path, report: Callable[[Line], None]) -> None:
+        self.path, self.report = path, report
+        self.last: dict[str, Line] = {}
+        self.best: Line | None = None
+        self._log: MetricsLog | None = None
+
+    def open(self) -> None:
+        """Begin to append to the file."""
+        self._log = MetricsLog(self.path)
+
+    def close(self) -> None:
+        """Close the file; it may be called twice."""
+        if self._log is not None:
+            self._log.close()
+
+    def write(self, line: Line) -> None:
+        """Append one line, remember it, and report it."""
+        assert self._log is not None
+        self._log.write(line)
+        self._remember(line)
+        self.report(line)
+
+    def recall(self) -> None:
+        """Remember what the file holds already."""
+        for line in read_metrics(self.path):
+            self._remember(line)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best evaluation; None before the first."""
+        return self.best["step"] if self.best else None
+
+    def _remember(self, line: Line) -> None:
+        self.last[line["kind"]] = line
+        if line["kind"] == "eval" and (
+            self.best is None or line["bits_per_byte"] < self.best["bits_per_byte"]
+        ):
+            self.best = line
