@@ -176,6 +176,5 @@ def test_every_preset_is_on_the_cards_of_its_parts():
             assert f"| `{preset}` |" in under(HOMES[part], SECTIONS[-1]), (preset, part)
 
 
-@pytest.mark.xfail(reason="the comparison of all presets is still to be run on a quiet machine")
 def test_every_preset_has_a_band():
     assert sorted(set(preset_names()) - set(read_bands().models)) == []
