@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlab.train.config import RunConfig
-from mixlab.train.metrics import read_metrics
-
-TIMES = {"seconds", "tokens_per_second", "flops_per_second"}
+from mixlab.train.metrics import TIMES, read_metrics
 
 
 def with_train(config: RunConfig, **changes: Any) -> RunConfig:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import errno
 import pickle
+import re
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 import mixlab
 from mixlab.errors import UserError
@@ -13,6 +18,13 @@ from mixlab.train import checkpoint
 def write(path):
     (path / "a.bin").write_bytes(bytes(range(256)))
     (path / "b.json").write_text("{}")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A checkpoint of small files, and what each of them holds."""
+    path = checkpoint.save(tmp_path_factory.mktemp("run"), 3, write)
+    return path, {file.name: file.read_bytes() for file in path.iterdir()}
 
 
 def damage_flip(file):
@@ -134,3 +146,60 @@ def test_weights_of_another_shape_are_one_sentence(tmp_path):
     for change in ({"dim": 32}, {"depth": 2}):
         with pytest.raises(UserError, match="does not fit the run's config"):
             checkpoint.load_model(mixlab.build_model(shape | change), tmp_path / "m")
+
+
+@given(data=st.data())
+def test_a_bit_flipped_anywhere_is_found_and_its_file_named(whole, data):
+    path, originals = whole
+    name = data.draw(st.sampled_from(sorted(originals)))
+    content = originals[name]
+    place = data.draw(st.integers(0, 8 * len(content) - 1))
+    flipped = bytearray(content)
+    flipped[place // 8] ^= 1 << place % 8
+    (path / name).write_bytes(flipped)
+    try:
+        with pytest.raises(checkpoint.DamagedError, match=re.escape(str(path))):
+            checkpoint.verify(path)
+    finally:
+        (path / name).write_bytes(content)
+    checkpoint.verify(path)
+
+
+def test_a_checkpoint_under_the_name_of_another_is_found(tmp_path):
+    old, new = (checkpoint.save(tmp_path, step, write) for step in (1, 2))
+    old.rename(tmp_path / "x")
+    new.rename(old)
+    with pytest.raises(checkpoint.DamagedError, match=r"step-0000001 is not what its name says: .* step 2"):
+        checkpoint.verify(old)
+    checkpoint.verify(tmp_path / "x")  # a name that says nothing is not wrong
+
+
+def test_what_made_way_for_a_checkpoint_that_never_came_is_put_back(tmp_path):
+    path = checkpoint.save(tmp_path, 1, write)
+    path.rename(tmp_path / ".step-0000001.7.old")
+    checkpoint.save(tmp_path, 2, write).rename(tmp_path / ".step-0000002.7.gone")
+    checkpoint.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+    checkpoint.verify(path)
+
+
+def test_a_damaged_one_is_set_aside_and_none_is_overwritten(tmp_path):
+    for _ in range(3):
+        checkpoint.set_aside(checkpoint.save(tmp_path, 1, write))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"damaged-step-0000001{suffix}" for suffix in ("", "-2", "-3")}
+    assert checkpoint.list_checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("rest", ["I/O error: No space left on device (os error 28)", "what it says"])
+def test_what_safetensors_says_of_a_disk_is_an_error_of_the_disk(tmp_path, monkeypatch, rest):
+    def fail(*args, **kwargs):
+        raise SafetensorError(f"Error while serializing: {rest}")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError) as failure:
+        checkpoint.save_tensors({}, tmp_path / "m")
+    full = "os error" in rest
+    assert failure.value.errno == (errno.ENOSPC if full else errno.EIO)
+    assert failure.value.filename == str(tmp_path / "m")
+    assert full or rest in failure.value.strerror

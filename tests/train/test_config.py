@@ -36,6 +36,9 @@ def test_a_horizon_is_given_exactly_once(horizon):
         ("schedule.warmup", {"schedule": ScheduleConfig(warmup=1.0)}),
         ("schedule.decay", {"schedule": ScheduleConfig(kind="wsd", warmup=0.5, decay=0.6)}),
         ("checkpoint.keep", {"checkpoint": CheckpointConfig(keep=0)}),
+        ("checkpoint.every", {"checkpoint": CheckpointConfig(every=-1)}),
+        ("checkpoint.minutes", {"checkpoint": CheckpointConfig(minutes=-0.5)}),
+        ("checkpoint.minutes", {"checkpoint": CheckpointConfig(minutes=float("inf"))}),
     ],
 )
 def test_a_value_that_cannot_work_is_named(key, changes):

@@ -58,7 +58,8 @@ def test_the_folder_holds_what_it_should(config, tmp_path):
     kept = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
     assert {"step-0000006", "step-0000008"} <= kept
     files = {path.name for path in (tmp_path / "run/checkpoints/step-0000008").iterdir()}
-    assert files == {"model.safetensors", "training.safetensors", "training.json", "manifest.json"}
+    tensors, rest = {"model.safetensors", "training.safetensors"}, {"training.json", "metrics.jsonl"}
+    assert files == {*tensors, *rest, "manifest.json"}
     environment = json.loads((tmp_path / "run/environment.json").read_text())
     assert {"mixlab", "git", "python", "torch", "platform", "machine"} <= set(environment)
 

@@ -3,8 +3,9 @@
     checkpoints/step-0000400/
       model.safetensors      parameters and buffers          (an n-gram: the files it saves itself)
       training.safetensors   optimizer state, random state, parameters that serve training alone
-      training.json          step, counters, data cursor
-      manifest.json          sha256 and size of each of the others
+      training.json          counters, data cursor, random states of Python and numpy
+      metrics.jsonl          the record up to this step
+      manifest.json          sha256 and size of each of the others, and its own sha256
 
 A checkpoint is written into a hidden folder beside its place, fsynced, and renamed. One that was damaged
 since is found by its hashes.
@@ -12,10 +13,13 @@ since is found by its hashes.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +31,15 @@ from mixlab.errors import UserError
 from mixlab.train.files import fsync, sha256, write_text
 
 FORMAT = 1
-MODEL, TENSORS, SCALARS, MANIFEST = (
+MODEL, TENSORS, SCALARS, RECORD, MANIFEST = (
     "model.safetensors",
     "training.safetensors",
     "training.json",
+    "metrics.jsonl",
     "manifest.json",
 )
 PREFIX = "step-"
+DAMAGED = "damaged-"
 
 
 class DamagedError(UserError):
@@ -76,6 +82,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
         manifest = {"format": FORMAT, "step": step, "files": files}
         for name in files:
             fsync(temporary / name)
+        manifest["sha256"] = _digest(manifest)
         write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         _put_in_place(temporary, target)
     finally:
@@ -84,12 +91,18 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     return target
 
 
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Hash of what a manifest says, its own hash left out."""
+    said = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def _facts(path: Path) -> dict[str, Any]:
     return {"sha256": sha256(path), "bytes": path.stat().st_size}
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
-    """Rename; a folder of that name (a damaged one that a run went back behind) makes way first."""
+    """Rename; a folder of that name (an n-gram that was counted before) makes way first."""
     if not target.exists():
         temporary.rename(target)
         return
@@ -105,14 +118,19 @@ def verify(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
         listed = {str(name): (facts["sha256"], facts["bytes"]) for name, facts in manifest["files"].items()}
+        own = manifest["sha256"]
     except FileNotFoundError:
         raise DamagedError(f"{manifest_path} is missing: {path} is not a whole checkpoint") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DamagedError(f"{manifest_path} is damaged: it is not a checkpoint's manifest") from None
+    if own != _digest(manifest):
+        raise DamagedError(f"{manifest_path} is damaged: its sha256 is not the one it was written with")
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{manifest_path} has format {manifest.get('format')}; this mixlab reads format {FORMAT}"
         )
+    if step_of(path) not in (-1, manifest["step"]):
+        raise DamagedError(f"{path} is not what its name says: it was written as step {manifest['step']}")
     for name, (digest, size) in listed.items():
         file = path / name
         if not file.is_file():
@@ -149,21 +167,52 @@ def prune(folder: Path, *, keep: int, best: int | None) -> None:
     for path in list_checkpoints(folder)[keep:]:
         if step_of(path) != best:
             # Renamed first: a folder that is half deleted must not look like a damaged checkpoint.
-            doomed = path.rename(path.with_name(f".{path.name}.{os.getpid()}.old"))
+            doomed = path.rename(path.with_name(f".{path.name}.{os.getpid()}.gone"))
             shutil.rmtree(doomed, ignore_errors=True)
     sweep(folder)
 
 
 def sweep(folder: Path) -> None:
-    """Delete the hidden folders that a writer killed midway left in RUN/checkpoints."""
-    if folder.is_dir():
-        for path in folder.glob(f".{PREFIX}*"):
+    """Delete the hidden folders that a writer killed midway left in RUN/checkpoints.
+
+    One that had made way for a checkpoint that never came is put back.
+    """
+    for path in folder.glob(f".{PREFIX}*") if folder.is_dir() else ():
+        target = path.with_name(path.name[1:].partition(".")[0])
+        if path.suffix == ".old" and not target.exists():
+            path.rename(target)
+        else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint, so that it no longer counts as one; nothing of it is deleted."""
+    aside = path.with_name(DAMAGED + path.name)
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{DAMAGED}{path.name}-{number}")
+    path.rename(aside)
 
 
 def save_model(model: nn.Module, path: Path) -> None:
     """The state dict as safetensors; tensors that share memory (a tied head) are stored once."""
-    save_file(_without_aliases(model)[0], path, metadata={"format": "pt"})
+    save_tensors(model_tensors(model), path)
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict, contiguous; tensors that share memory come once."""
+    return _without_aliases(model)[0]
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; OSError where that fails (a full disk)."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # it names the system's error by number alone
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else _last_line(error), str(path)) from None
 
 
 def load_model(model: nn.Module, path: Path) -> None:

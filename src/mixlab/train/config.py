@@ -87,14 +87,21 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save and what to keep. A checkpoint is also made before each evaluation and at the end."""
+    """When to save and what to keep. A checkpoint is also made before each evaluation and at the end.
 
-    every: int = 500  # steps; 0: only before evaluations and at the end
+    every: steps; 0 is off. minutes: since the last checkpoint, by the clock, so that which steps are saved
+    differs from run to run, the losses do not; 0 is off.
+    """
+
+    every: int = 500
+    minutes: float = 10.0  # what a crash may cost, however slow the steps; a save costs seconds at most
     keep: int = 2  # the newest K, and always the best: one to fall back on if the newest is damaged
 
     def validate(self) -> CheckpointConfig:
         """Return self; UserError for numbers out of range."""
         _require(self.every >= 0, "train.checkpoint.every", self.every, "0 (off) or a number of steps")
+        fits = 0 <= self.minutes < math.inf
+        _require(fits, "train.checkpoint.minutes", self.minutes, "0 (off) or a number of minutes")
         _require(self.keep >= 1, "train.checkpoint.keep", self.keep, "at least 1")
         return self
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from mixlab.data import Batches, Dataset, load_tokenizer, prepare
 from mixlab.errors import RunFailed, UserError
 from mixlab.model.language_model import build_model
-from mixlab.train import checkpoint, diagnose, machine
+from mixlab.train import checkpoint, diagnose, machine, randomness
 from mixlab.train.allocator import keep_freed_memory
 from mixlab.train.config import RunConfig, TrainConfig
 from mixlab.train.counters import Clock, Counters
@@ -30,6 +30,7 @@ from mixlab.train.optimizers import Optimizers
 from mixlab.train.precision import autocast
 from mixlab.train.precision import resolve as resolve_dtype
 from mixlab.train.record import Record
+from mixlab.train.saver import Saver
 from mixlab.train.schedules import lr_factor
 from mixlab.train.state import State
 from mixlab.train.stopping import StopRequest
@@ -74,8 +75,7 @@ def train(
             folder.write_start(config, dataset, facts)
             report(start)
             return count(config, folder, dataset, report)
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):  # the caller's random state is not ours to move
+    with randomness.kept():
         trainer = Trainer(config, folder, dataset, report)  # first: a part that does not fit leaves no folder
         with folder.locked():
             if resume:
@@ -105,6 +105,10 @@ def _data(config: RunConfig, folder: RunFolder, resume: bool, report: Progress) 
     return dataset
 
 
+class StepStopped(Exception):
+    """A step was given up between two micro-batches, because a stop was requested."""
+
+
 class Trainer:
     """One model's training. What changes as it goes is in `state`, which is what a checkpoint holds."""
 
@@ -114,7 +118,7 @@ class Trainer:
         self.config, self.context = config.train, config.model.context
         self.device = machine.default_device()
         self.bfloat16 = resolve_dtype(self.config.dtype, self.device)
-        torch.manual_seed(self.config.seed)
+        randomness.seed(self.config.seed)
         self.model = build_model(config.model).to(self.device)
         self.model.set_progress(0.0)  # before the optimizers: parameters that serve training alone come now
         self.optimizers = Optimizers(self.model, self.config.optimizer)
@@ -126,7 +130,7 @@ class Trainer:
         self.step_tokens = self.config.batch_size * self.context
         self.step_flops = self.flops_a_step()
         self.record = Record(folder.metrics, report)
-        self.saved: Path | None = None
+        self.saver = Saver(folder.checkpoints, self.config.checkpoint, self.record)
         self.stop = StopRequest()
         self.clock = Clock()
 
@@ -134,11 +138,12 @@ class Trainer:
         """Train to the horizon or to a requested stop; returns the summary, which ends the record."""
         with disk_errors(f"to {self.folder.path}", failure=UserError):
             self.record.open()
-        with contextlib.closing(self.record):
+        with contextlib.closing(self.record), self.saver:
             try:
                 with self.stop, disk_errors(f"to {self.folder.path}"):
                     self.loop()
             except RunFailed as failure:
+                self.saver.settle()
                 message = f"{failure}; {self.last_good()}"
                 with contextlib.suppress(OSError):
                     self.record.write(self.summary("failed", message))
@@ -150,26 +155,38 @@ class Trainer:
         return summary
 
     def loop(self) -> None:
-        """Step, record, save, evaluate; saving comes before evaluating, so that nothing is lost to it."""
+        """Step, record, save, evaluate; on return, all that was saved is on the disk."""
         self.model.train()
         self.evaluate_if_due()  # a run that was killed just after saving has yet to make it
         self.clock.lap()
         while not self.finished() and not self.stop.requested:
-            self.record.write(self.step())
-            if self.save_is_due():
-                self.save()
-            self.evaluate_if_due()
+            self.saver.check()
+            with contextlib.suppress(StepStopped):
+                self.record.write(self.step())
+                if self.evaluation_is_due() or self.saver.is_due(self.done.step):
+                    self.save()
+                self.evaluate_if_due()
         if self.stop.requested:
             self.save()
+        self.saver.wait()
 
     def step(self) -> Line:
-        """One update from one batch; returns its line. RunFailed if loss or gradient is not finite."""
+        """One update from one batch; returns its line. RunFailed if loss or gradient is not finite.
+
+        StepStopped, with all as it was before, if a stop is requested between two micro-batches.
+        """
         fraction = self.middle_of_step()
         self.set_progress(fraction)
         lr = self.config.optimizer.lr * lr_factor(self.config.schedule, fraction)
         self.optimizers.set_lr(lr)
+        before = self.state.draws() if self.config.accumulate > 1 else None
         batch = self.batches.next()
-        loss_tensor = self.backward(*batch)
+        try:
+            loss_tensor = self.backward(*batch)
+        except StepStopped:
+            assert before is not None
+            self.state.rewind(before)
+            raise
         loss, norm = torch.stack([loss_tensor, self.optimizers.clip()]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise RunFailed(self.what_went_bad(loss, norm, *batch))
@@ -194,7 +211,9 @@ class Trainer:
         """Add up the gradients of the batch, a micro-batch at a time; returns its mean loss, nats a token."""
         total = torch.zeros((), device=self.device)
         pieces = zip(*(t.tensor_split(self.config.accumulate) for t in (inputs, targets)), strict=True)
-        for x, y in pieces:
+        for piece, (x, y) in enumerate(pieces):
+            if piece and self.stop.requested:
+                raise StepStopped
             # Weighted by its tokens, so that pieces of unequal size still sum to the batch's own mean.
             loss = self.loss(x, y) * (y.numel() / targets.numel())
             loss.backward()
@@ -231,11 +250,6 @@ class Trainer:
         done = self.done
         return self.config.progress(steps=done.step, tokens=done.tokens, seconds=done.seconds) >= 1
 
-    def save_is_due(self) -> bool:
-        """At every N steps, before each evaluation and at the end."""
-        every = self.config.checkpoint.every
-        return self.evaluation_is_due() or bool(every and self.done.step % every == 0)
-
     def evaluation_is_due(self) -> bool:
         """Every N steps and at the end, unless the record has it already."""
         step, every = self.done.step, self.config.eval_every
@@ -243,9 +257,13 @@ class Trainer:
         return scheduled and self.record.last.get("eval", {}).get("step") != step
 
     def evaluate_if_due(self) -> None:
-        """Score the validation text and note the best; given up if a stop is requested meanwhile."""
+        """Score the validation text and note the best; given up if a stop is requested meanwhile.
+
+        The checkpoint made before is on the disk by then: a process that ends here loses no step.
+        """
         if not self.evaluation_is_due():
             return
+        self.saver.wait()
         dtype = "bfloat16" if self.bfloat16 else "float32"
         rows = self.config.eval_batch_size
         with self.clock.paused(), contextlib.suppress(EvaluationStopped):
@@ -253,7 +271,7 @@ class Trainer:
                 self.model, self.valid, context=self.context, batch_size=rows, dtype=dtype, stop=self.stop
             )
             self.record.write({**self.totals("eval"), **found.line()})
-            self.prune()
+            self.saver.prune()
 
     def totals(self, kind: str) -> Line:
         """The fields that every line has."""
@@ -282,12 +300,12 @@ class Trainer:
             "dtype": "bfloat16" if self.bfloat16 else "float32",
             "tokens_per_second": self.done.tokens / self.done.seconds if self.done.seconds else None,
             "peak_memory_bytes": machine.peak_memory_bytes(self.device),
-            "checkpoint": str(self.saved) if self.saved else None,
+            "checkpoint": str(self.saver.saved) if self.saver.saved else None,
         }
 
     def save(self) -> None:
-        """Make a checkpoint of this step, unless it has one; RunFailed if the parameters are not finite."""
-        if self.saved is not None and checkpoint.step_of(self.saved) == self.done.step:
+        """Begin a checkpoint of this step, unless it has one; RunFailed if the parameters are not finite."""
+        if self.saver.step == self.done.step:
             return
         with self.clock.paused():
             bad = diagnose.bad_parameter(self.model)
@@ -295,27 +313,27 @@ class Trainer:
                 raise RunFailed(
                     f"parameter {bad} is not finite after step {self.done.step}, which is not saved"
                 )
-            self.saved = checkpoint.save(self.folder.checkpoints, self.done.step, self.state.write)
-            self.prune()
-
-    def prune(self) -> None:
-        """Keep the newest checkpoints and the best."""
-        keep = self.config.checkpoint.keep
-        checkpoint.prune(self.folder.checkpoints, keep=keep, best=self.record.best_step)
+            self.saver.save(self.done.step, *self.state.contents())
 
     def resume(self, before: TrainConfig) -> None:
         """Put back the newest whole checkpoint and cut the record back to it; `before` is what it ran by."""
-        checkpoint.sweep(self.folder.checkpoints)
+        with disk_errors(f"to {self.folder.path}", failure=UserError):
+            checkpoint.sweep(self.folder.checkpoints)
         found = checkpoint.list_checkpoints(self.folder.checkpoints)
+        whole, early = None, None
         if found:
-            self.saved = checkpoint.first_whole(found, self.note)
-            self.state.load(self.saved)
+            whole = checkpoint.first_whole(found, self.note)
+            early = whole / checkpoint.RECORD
+            self.saver.continue_from(whole)
+            self.state.load(whole)
             self.step_flops = self.flops_a_step()
         else:
             self.note(f"{self.folder.path} has no checkpoint yet: starting from the first step")
         self.check_length(before)
         with disk_errors(f"to {self.folder.path}", failure=UserError):
-            cut_back(self.folder.metrics, self.done.step)
+            for damaged in found[: found.index(whole)] if whole else ():
+                checkpoint.set_aside(damaged)
+            cut_back(self.folder.metrics, self.done.step, early)
         self.record.recall()
 
     def check_length(self, before: TrainConfig) -> None:
@@ -342,7 +360,8 @@ class Trainer:
 
     def last_good(self) -> str:
         """A clause naming the checkpoint to go back to."""
-        return f"the last good checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
+        saved = self.saver.saved
+        return f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
 
     def note(self, message: str) -> None:
         """Tell a person something that is not a metric."""

@@ -24,6 +24,9 @@ from mixlab.train.files import write_text
 
 Line = dict[str, Any]
 
+TIMES = ("seconds", "tokens_per_second", "flops_per_second")
+"""The keys whose values come from a clock: all that differs between two runs of the same steps."""
+
 
 def strict(value: Any) -> Any:
     """`value` with what JSON cannot say (NaN, infinities) as None."""
@@ -73,9 +76,18 @@ def read_metrics(path: Path, kind: str | None = None) -> list[Line]:
     return lines
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Drop what was written after `step`, and any end, so that a resumed run continues the record."""
-    kept = [line for line in read_metrics(path) if line["kind"] != "end" and line["step"] <= step]
+def cut_back(path: Path, step: int, early: Path | None = None) -> None:
+    """Drop what was written after `step`, and any end, so that a resumed run continues the record.
+
+    early: the record as it was when the checkpoint of `step` was made, which holds even if the file at
+    `path` is lost; of that one only the evaluation made just after the checkpoint is then taken.
+    """
+    lines = [line for line in read_metrics(path) if line["kind"] != "end" and line["step"] <= step]
+    kept = lines if early is None else read_metrics(early)
+    if early is not None:
+        kept += [
+            line for line in lines if (line["kind"], line["step"]) == ("eval", step) and line not in kept
+        ]
     write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
 
 

@@ -96,6 +96,11 @@ class Optimizers:
         """Update every parameter from its gradient, and drop the gradients."""
         for optimizer in self.by_rule.values():
             optimizer.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Forget what backward added up."""
+        for optimizer in self.by_rule.values():
             optimizer.zero_grad(set_to_none=True)
 
     def clip(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,10 @@ class Record:
         self._remember(line)
         self.report(line)
 
+    def size(self) -> int:
+        """Bytes that were written so far."""
+        return self.path.stat().st_size
+
     def recall(self) -> None:
         """Remember what the file holds already."""
         for line in read_metrics(self.path):
@@ -45,7 +50,11 @@ class Record:
 
     def _remember(self, line: Line) -> None:
         self.last[line["kind"]] = line
-        if line["kind"] == "eval" and (
-            self.best is None or line["bits_per_byte"] < self.best["bits_per_byte"]
+        if (
+            line["kind"] != "eval"
+            or line["bits_per_byte"] is None
+            or not math.isfinite(line["bits_per_byte"])
         ):
+            return
+        if self.best is None or line["bits_per_byte"] < self.best["bits_per_byte"]:
             self.best = line

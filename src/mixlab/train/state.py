@@ -1,27 +1,25 @@
-"""What a run continues from: the things that change as it goes, as a checkpoint's files and back."""
+"""What a run continues from: the things that change as it goes, as a checkpoint's contents and back."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mixlab.data import Batches
 from mixlab.model.language_model import LanguageModel
-from mixlab.train import checkpoint
+from mixlab.train import checkpoint, randomness
 from mixlab.train.counters import Counters
-from mixlab.train.files import write_text
 from mixlab.train.folder import read_json
 from mixlab.train.optimizers import Optimizers
 
 
 @dataclass
 class State:
-    """All that a checkpoint holds, together with the states of the random generators."""
+    """All that a checkpoint holds but the record, together with the states of the random generators."""
 
     model: LanguageModel
     optimizers: Optimizers
@@ -36,33 +34,41 @@ class State:
             self.optimizers.keep(self.model)
         return changed
 
-    def write(self, path: Path) -> None:
-        """Put everything the run continues from into a checkpoint's folder."""
-        random = {"random.torch": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["random.cuda"] = torch.cuda.get_rng_state(self.device)
+    def draws(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Where the random generators and the data stand, for `rewind`: tensors, and what JSON holds."""
+        generators = randomness.capture(self.device)
+        return generators.tensors, {"batches": self.batches.state_dict(), "random": generators.scalars}
+
+    def rewind(self, draws: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
+        """Draw again what was drawn since `draws`, and forget gradients."""
+        tensors, scalars = draws
+        randomness.put_back(tensors, scalars["random"], self.device)
+        self.batches.load_state_dict(scalars["batches"])
+        self.optimizers.drop_gradients()
+
+    def contents(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """File -> name -> tensor, in the memory that training goes on to change, and training.json."""
+        random, scalars = self.draws()
         optimizer = {f"optimizer.{name}": t for name, t in self.optimizers.state_dict().items()}
-        checkpoint.save_model(self.model, path / checkpoint.MODEL)
         guides = {f"training.{name}": p for name, p in checkpoint.training_only(self.model).items()}
-        save_file({**optimizer, **guides, **random}, path / checkpoint.TENSORS)
-        scalars = {"counters": asdict(self.done), "batches": self.batches.state_dict()}
-        write_text(path / checkpoint.SCALARS, json.dumps(scalars, indent=1) + "\n")
+        tensors = {
+            checkpoint.MODEL: checkpoint.model_tensors(self.model),
+            checkpoint.TENSORS: {**optimizer, **guides, **random},
+        }
+        return tensors, {"counters": asdict(self.done), **scalars}
 
     def load(self, path: Path) -> None:
-        """Put back what `write` put there."""
+        """Put back the `contents` that are in a checkpoint's folder."""
         checkpoint.load_model(self.model, path / checkpoint.MODEL)
         tensors = checkpoint.load_tensors(path / checkpoint.TENSORS)
         scalars = read_json(path / checkpoint.SCALARS)
-        torch.set_rng_state(tensors.pop("random.torch"))
-        cuda = tensors.pop("random.cuda", None)
-        if cuda is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(cuda, self.device)
+        random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random.")}
         self._load_training_only(tensors)
         self.optimizers.load_state_dict({n.removeprefix("optimizer."): t for n, t in tensors.items()})
-        counters = Counters(**scalars["counters"])
+        saved = Counters(**scalars["counters"])
         for field in fields(Counters):
-            setattr(self.done, field.name, getattr(counters, field.name))
-        self.batches.load_state_dict(scalars["batches"])
+            setattr(self.done, field.name, getattr(saved, field.name))
+        self.rewind((random, scalars))
 
     def _load_training_only(self, tensors: dict[str, Tensor]) -> None:
         """Take parameters that serve training alone out of `tensors`; without them there, they had gone."""

@@ -1,0 +1,173 @@
+"""A run that was stopped and resumed is the run that was not: every registered part, to the last byte."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mixlab.config import parse, to_mapping
+from mixlab.parts.contract import available
+from mixlab.train import loop, randomness
+from mixlab.train.config import RunConfig
+from mixlab.train.folder import RunFolder
+from mixlab.train.loop import Trainer, train
+from mixlab.train.metrics import TIMES
+
+from .helpers import stop_at, with_train
+
+PARTS = [(kind, name) for kind in ("temporal", "feature") for name in available(kind)]
+OF_THIS_RUN = ("checkpoint", "peak_memory_bytes")  # a path, and what the process used: in the last line only
+
+
+def quiet(line):
+    """Take every line and say nothing."""
+
+
+def without_times(run):
+    """A run's metrics.jsonl as text, without what a clock said."""
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    drop = {*TIMES, *OF_THIS_RUN}
+    return "\n".join(json.dumps({k: v for k, v in line.items() if k not in drop}) for line in lines)
+
+
+@pytest.fixture
+def built_on(config):
+    """Six steps of a config with one part in its place: dropout, two micro-batches, an evaluation midway."""
+    config = with_train(config, steps=6, eval_every=3)
+
+    def build(**model):
+        tables = to_mapping(config)
+        tables["model"] |= model
+        return parse(RunConfig, tables)
+
+    assert config.model.dropout == 0.1
+    assert config.train.accumulate == 2
+    return build
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("kind", "name"), PARTS, ids=[name for _, name in PARTS])
+def test_every_part_continues_to_the_last_byte(built_on, tmp_path, kind, name, dtype):
+    config = with_train(built_on(**{kind: name}), dtype=dtype)
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    train(config, straight, progress=quiet)
+    for step in (1, 3, 5):
+        assert train(config, stopped, resume=step > 1, progress=stop_at(step))["step"] == step
+    assert train(config, stopped, resume=True, progress=quiet)["status"] == "done"
+    assert without_times(stopped) == without_times(straight)
+    for file in ("model.safetensors", "training.safetensors"):
+        ours, theirs = (load_file(run / "checkpoints/step-0000006" / file) for run in (stopped, straight))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), file
+
+
+def test_every_other_key_is_held_to_that(config, tmp_path):
+    """The comparison leaves out what a clock says and nothing that training computes."""
+    train(config, tmp_path / "run", progress=quiet)
+    step = json.loads(without_times(tmp_path / "run").splitlines()[0])
+    assert set(step) == {
+        "kind", "step", "tokens", "flops", "loss", "lr", "grad_norm", "clipped_fraction",
+    }  # fmt: skip
+
+
+def draw():
+    """A number or two from each generator; normal ones come in pairs, the second of which is kept."""
+    normal = random.gauss(0, 1), float(np.random.normal()), float(torch.randn(()))
+    return *normal, random.random(), float(np.random.random()), torch.rand(17).tolist()
+
+
+def test_every_generator_goes_on_from_what_json_and_tensors_hold():
+    device = torch.device("cpu")
+    randomness.seed(2**63 - 1)
+    draw()
+    found = randomness.capture(device)
+    expected = draw(), draw()
+    scalars = json.loads(json.dumps(found.scalars))
+    randomness.put_back(found.tensors, scalars, device)
+    assert (draw(), draw()) == expected
+    randomness.put_back(found.tensors, scalars, device)
+    with randomness.kept():
+        randomness.seed(1)
+        assert draw() != expected[0]
+    assert (draw(), draw()) == expected
+
+
+def test_what_a_part_draws_from_numpy_continues_and_the_callers_is_not_moved(config, tmp_path, monkeypatch):
+    # Not Python's generator: the type checks that tests run under draw from it, at a save too.
+    real, drawn = Trainer.step, {}
+
+    def step(self):
+        line = real(self)
+        numbers = np.random.normal(), np.random.random()
+        drawn.setdefault(self.folder.path.name, {})[line["step"]] = numbers
+        return line
+
+    monkeypatch.setattr(Trainer, "step", step)
+    before = np.random.get_state()[1].tolist()
+    train(config, tmp_path / "straight", progress=quiet)
+    for stop in (3, 5):
+        train(config, tmp_path / "stopped", resume=stop > 3, progress=stop_at(stop))
+    train(config, tmp_path / "stopped", resume=True, progress=quiet)
+    assert drawn["stopped"] == drawn["straight"]
+    assert np.random.get_state()[1].tolist() == before
+
+
+@pytest.mark.parametrize("lost", ["deleted", "emptied"])
+def test_the_early_record_is_in_the_checkpoint(config, tmp_path, lost):
+    train(config, tmp_path / "straight", progress=quiet)
+    train(config, tmp_path / "run", progress=stop_at(5))
+    metrics = tmp_path / "run/metrics.jsonl"
+    metrics.unlink() if lost == "deleted" else metrics.write_text("")
+    summary = train(config, tmp_path / "run", resume=True, progress=quiet)
+    assert without_times(tmp_path / "run") == without_times(tmp_path / "straight")
+    assert summary["best_step"] in (4, 8)
+
+
+def test_an_evaluation_without_a_number_is_never_the_best_also_after_a_resume(config, tmp_path, monkeypatch):
+    real = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: replace(real(*a, **k), bits_per_byte=float("inf")))
+    train(config, tmp_path / "run", progress=stop_at(5))
+    monkeypatch.setattr(loop, "evaluate", real)
+    assert train(config, tmp_path / "run", resume=True, progress=quiet)["best_step"] == 8
+
+
+def test_a_stop_between_micro_batches_gives_the_step_up_and_resume_takes_it(config, tmp_path, monkeypatch):
+    train(config, tmp_path / "straight", progress=quiet)
+    real, calls = Trainer.loss, []
+
+    def loss(self, inputs, targets):
+        calls.append(inputs)
+        if len(calls) == 2 * 4 + 1:  # the first of the fifth step's two
+            self.stop.requested = True
+        return real(self, inputs, targets)
+
+    monkeypatch.setattr(Trainer, "loss", loss)
+    summary = train(config, tmp_path / "run", progress=quiet)
+    assert (summary["status"], summary["step"], len(calls)) == ("stopped", 4, 9)
+    monkeypatch.setattr(Trainer, "loss", real)
+    train(config, tmp_path / "run", resume=True, progress=quiet)
+    assert without_times(tmp_path / "run") == without_times(tmp_path / "straight")
+
+
+def test_nothing_is_unpickled_on_the_way(config, tmp_path, monkeypatch):
+    import pickle
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("pickle was used")
+
+    for where, name in ((pickle, "loads"), (pickle, "load"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(where, name, refuse)
+    train(config, tmp_path / "run", progress=stop_at(5))
+    train(config, tmp_path / "run", resume=True, progress=quiet)
+
+
+def test_a_lock_outlives_no_run(config, tmp_path):
+    train(config, tmp_path / "run", progress=stop_at(3))
+    with RunFolder(tmp_path / "run").locked():
+        pass
