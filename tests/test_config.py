@@ -244,3 +244,23 @@ def test_defaults_are_listed_field_by_field() -> None:
     listed = config.defaults(Outer)
     assert listed["name"] is dataclasses.MISSING
     assert (listed["steps"], listed["inner"]) == (10, Inner())
+
+
+@pytest.mark.parametrize("name", config.recipe_names())
+def test_every_recipe_loads_and_is_no_model_to_compare(name: str) -> None:
+    run = config.load_run_config(name)
+    assert run.name == name
+    assert name not in config.preset_names()
+    assert run.data.tokenizer != "byte"  # a recipe fixes what a comparison leaves to the user
+
+
+def test_shakespeare_cpu_has_at_most_the_parameters_of_its_peer() -> None:
+    """nanoGPT at 4 layers of 128, 65 characters, 64 positions, no biases: 12 D^2 and two norms a layer, two
+    tables and a norm."""
+    peer = 4 * (12 * 128**2 + 2 * 128) + 65 * 128 + 64 * 128 + 128
+    from mixlab.model.language_model import build_model
+
+    run = config.load_run_config("shakespeare-cpu")
+    assert run.model is not None
+    model = build_model(dataclasses.replace(run.model, vocab_size=66))  # 65 characters, end of a document
+    assert sum(p.numel() for p in model.parameters()) <= peer

@@ -226,27 +226,34 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def preset_names() -> tuple[str, ...]:
-    """The names of the presets in the package, sorted."""
-    folder = resources.files("mixlab") / "presets"
-    files = [item.name for item in folder.iterdir() if item.name.endswith(".toml")]
-    return tuple(sorted(name.removesuffix(".toml") for name in files))
+    """The names of the presets in the package that `mixlab compare` takes, sorted."""
+    return _toml_names("presets")
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The names of the presets that fix the data's tokenizer too and so stand for one job, sorted."""
+    return _toml_names("presets", "recipes")
+
+
+def _toml_names(*folder: str) -> tuple[str, ...]:
+    files = [item.name for item in resources.files("mixlab").joinpath(*folder).iterdir()]
+    return tuple(sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml")))
 
 
 def read_preset(name: str | Path) -> dict[str, Any]:
-    """The tables of a preset, by its name (`"gru"`) or as a path that ends in `.toml`; `name` is filled in.
+    """The tables of a preset or recipe, by its name (`"gru"`) or as a path that ends in `.toml`; `name` is
+    filled in.
 
     Raises UserError with the nearest match for an unknown name.
     """
     text = str(name)
     if text.endswith(".toml"):
-        tables = read_toml(text)
-        title = Path(text).stem
-    elif text in preset_names():
-        tables = tomllib.loads((resources.files("mixlab") / "presets" / f"{text}.toml").read_text("utf-8"))
-        title = text
-    else:
-        raise unknown("preset", text, preset_names())
-    return {"name": title, **tables}
+        return {"name": Path(text).stem, **read_toml(text)}
+    for folder, names in ((("presets",), preset_names()), (("presets", "recipes"), recipe_names())):
+        if text in names:
+            file = resources.files("mixlab").joinpath(*folder, f"{text}.toml")
+            return {"name": text, **tomllib.loads(file.read_text("utf-8"))}
+    raise unknown("preset", text, (*preset_names(), *recipe_names()))
 
 
 def apply_overrides(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

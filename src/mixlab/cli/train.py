@@ -83,10 +83,11 @@ def _new(
     overrides: Sequence[str],
 ) -> RunConfig:
     """The config of a new run: the preset, then the options, then `--set`."""
-    from mixlab.config import apply_overrides, load_run_config, preset_names, read_preset
+    from mixlab.config import apply_overrides, load_run_config, preset_names, read_preset, recipe_names
 
     if preset is None:
-        raise UserError(f"give --preset NAME ({', '.join(preset_names())}, or a .toml file) or --resume RUN")
+        names = ", ".join((*preset_names(), *recipe_names()))
+        raise UserError(f"give --preset NAME ({names}, or a .toml file) or --resume RUN")
     tables = apply_overrides(read_preset(preset), ())
     if text:
         tables.setdefault("data", {})["sources"] = [absolute(source) for source in text]

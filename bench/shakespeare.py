@@ -1,0 +1,98 @@
+"""The preset `shakespeare-cpu` against nanoGPT's recipe for a CPU, and what each of its choices buys.
+
+Both are whole processes on the same text with the same split (its last tenth is for validation); ours is
+judged by the loss over the whole validation text, the peer by its own estimate. `--nanogpt` is a checkout of
+karpathy/nanoGPT with data/shakespeare_char prepared; without it only ours runs.
+
+    python bench/shakespeare.py input.txt [--nanogpt DIR] [--seeds 0 1 2]
+    python bench/shakespeare.py input.txt --ladder [--minutes 0.67]
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PEER = ["--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=100", "--block_size=64"]
+PEER += ["--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000"]
+PEER += ["--lr_decay_iters=2000", "--dropout=0.0"]
+
+PLAIN = 'model.temporal={kind="attention",heads=4}'
+GPT2 = f"{PLAIN} model.feature=gelu model.position=learned model.norm=layernorm model.tied=true"
+SMALL = "model.context=64 train.batch_size=12"
+ADAMW = "train.optimizer.kind=adamw train.optimizer.lr=1e-3"
+LADDER = {
+    "as nanoGPT: its block, AdamW, 12 x 64": f"{GPT2} {ADAMW} {SMALL}",
+    "RMSNorm, RoPE, SwiGLU, untied": f"{PLAIN} {ADAMW} {SMALL}",
+    "norm of queries and keys": f"{ADAMW} {SMALL}",
+    "Muon, learning rate 0.01": SMALL,
+    "16 x 128: the preset": "",
+}
+
+
+def train(text, seed, options=()):
+    """One run of the preset; seconds of the whole process and the evaluations (seconds, nats a character)."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "run")
+        command = [sys.executable, "-m", "mixlab", "train", text, "--preset", "shakespeare-cpu"]
+        start = time.perf_counter()
+        subprocess.run(
+            [*command, "--seed", str(seed), "--out", out, "--json", *options], check=True, capture_output=True
+        )
+        seconds = time.perf_counter() - start
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    evals = [(line["seconds"], line["nats_per_token"]) for line in lines if line["kind"] == "eval"]
+    before = seconds - max(line.get("seconds", 0) for line in lines)  # start-up and preparing the text
+    return seconds, [(before + at, nats) for at, nats in evals]
+
+
+def peer(folder):
+    """nanoGPT's recipe; seconds of the whole process and its last estimate of the validation loss."""
+    command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *PEER]
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    return seconds, float(re.findall(r"val loss ([\d.]+)", done.stdout)[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("text")
+    parser.add_argument("--nanogpt")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ladder", action="store_true")
+    parser.add_argument("--minutes", type=float, default=0.67, help="of each run of the ladder")
+    a = parser.parse_args()
+    if a.ladder:
+        for name, overrides in LADDER.items():
+            options = [x for override in overrides.split() for x in ("--set", override)]
+            options += ["--minutes", str(a.minutes), "--set", "train.eval_every=0"]
+            ends = [train(a.text, seed, options)[1][-1][1] for seed in a.seeds]
+            print(json.dumps({name: [round(nats, 4) for nats in ends], "median": statistics.median(ends)}))
+        return
+    for seed in a.seeds:
+        seconds, evals = train(a.text, seed)
+        result = {
+            "seed": seed,
+            "seconds": round(seconds, 1),
+            "evals": [[round(t, 1), round(n, 4)] for t, n in evals],
+        }
+        if a.nanogpt:
+            theirs, loss = peer(a.nanogpt)
+            reached = min((at for at, nats in evals if nats <= 1.885), default=None)
+            result |= {
+                "peer_seconds": round(theirs, 1),
+                "peer_loss": loss,
+                "1.885_in_share_of_peer": reached and round(reached / theirs, 3),
+                "whole_in_share_of_peer": round(seconds / theirs, 3),
+            }
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
