@@ -3,8 +3,8 @@
 10.8M parameters as in bench/train_step.py, AdamW, bf16 where the machine multiplies it faster: 130 MB a
 checkpoint. One run; blocks of `--every` steps take turns: one with a checkpoint begun after its first step,
 one without. A block's time is the whole loop's by the clock: stepping, the record, the snapshot, and waiting,
-if it comes to that, for the checkpoint before. A last block, in the foreground, is what a save would cost if
-the loop waited for its files.
+if it comes to that, for the checkpoint before. A last save, waited for, is what each would cost in the
+foreground.
 
     python bench/checkpoint.py [--every 10] [--blocks 5] [--dim 384 --depth 6 --heads 6 --T 256 --B 16]
 """
