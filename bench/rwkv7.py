@@ -2,7 +2,8 @@
 
 About 11M parameters at D = 384: 6 layers, 6 heads, bytes, bf16 autocast, fused AdamW, gradient norm clipped;
 attention has the MLP that makes the counts equal to within a per cent. The two take turns, step by step;
-medians over the turns. Decoding: one sequence, a token at a time, float32, from states of both positions.
+medians over the turns, in a process that keeps freed memory as `mixlab train` does. Decoding:
+one sequence, a token at a time, float32, from states of both positions.
 
     python bench/rwkv7.py [--steps 5] [--lengths 256:16 4096:1] [--positions 100 100000] [--skip-decode]
 """
@@ -13,6 +14,7 @@ import torch
 
 import mixlab
 from common import count, decode_ms, late_over_early, parser, race, rates, read
+from mixlab.train.allocator import keep_freed_memory
 
 
 def models(a, T):
@@ -56,6 +58,7 @@ def main():
     options.add_argument("--skip-decode", action="store_true")
     a = options.parse_args()
     torch.manual_seed(0)
+    keep_freed_memory()
     result = {n: count(m) for n, m in models(a, 256).items()}
     result = {"parameters": result, "threads": torch.get_num_threads()}
     for pair in a.lengths:

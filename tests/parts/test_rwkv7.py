@@ -7,9 +7,11 @@ import torch
 
 import mixlab
 from mixlab.errors import UserError
-from mixlab.parts.checks import measured_flops
+from mixlab.parts.checks import close, measured_flops
 from mixlab.parts.contract import get
-from mixlab.parts.temporal.delta_rule import delta_rule, delta_rule_flops
+from mixlab.parts.temporal import delta_rule
+from mixlab.parts.temporal.delta_rule import Steps
+from mixlab.parts.temporal.rwkv7_core import Group, Inputs, core
 
 WIDE = {"vocab_size": 65536, "position": "none", "norm": "layernorm", "embedding_norm": True}
 
@@ -29,6 +31,29 @@ def drawn(B, T, H, K, *, decay=0.6065, dtype=torch.float64):
     return r, -decay * share, k, v, -kk, kk * rate, memory
 
 
+def cut(x, size):
+    """(B, N C, H, K) -> (N, B, H, C, K)."""
+    return x.unflatten(1, (-1, size)).permute(1, 0, 3, 2, 4)
+
+
+def chunked(r, log_w, k, v, a, b, memory, chunk, low=None):
+    """y (B, T, H, V) and the memory by the delta rule, the last chunk shorter where T asks for it."""
+    pieces, low = [], low or memory.dtype
+    for part in zip(*(x.split(chunk, 1) for x in (r, log_w, k, v, a, b)), strict=True):
+        steps = Steps(*(cut(x, x.shape[1]) for x in part))
+        y, memory, _ = delta_rule.forward(steps, memory, low)
+        pieces.append(y[0].transpose(1, 2))
+    return torch.cat(pieces, 1), memory
+
+
+def tokens_and_vectors(B, T, H, K, *, dtype=torch.float64):
+    """What the projections of a part might make, with a value residual."""
+    tokens = torch.randn(8, B, T, H * K, dtype=dtype)
+    tokens[1] *= 0.1  # the key projection's gain
+    vectors = [0.5 + 0.5 * torch.rand(H * K, dtype=dtype) for _ in range(8)]
+    return Inputs(*tokens, *vectors, 0.1 * torch.randn(B, H, K, K, dtype=dtype))
+
+
 def model(temporal="rwkv7", depth=2, jitter=0.1, **rest):
     """A small float64 model whose zero-initialised paths are open."""
     torch.manual_seed(0)
@@ -44,7 +69,7 @@ def model(temporal="rwkv7", depth=2, jitter=0.1, **rest):
 def test_a_full_write_replaces_what_stood_at_its_key(T):
     r, log_w, k, v, _, _, memory = drawn(2, T, 3, 8)
     kk = k / k.norm(dim=-1, keepdim=True)  # k_k = 1
-    _, after = delta_rule(r, 0 * log_w, k, v, -kk, kk, memory, 8)  # w = 1, a = 1
+    _, after = chunked(r, 0 * log_w, k, v, -kk, kk, memory, 8)  # w = 1, a = 1
     read = (after @ kk[:, -1].unsqueeze(-1)).squeeze(-1)
     assert (read - v[:, -1] * (k * kk).sum(-1, keepdim=True)[:, -1]).abs().max() < 1e-12
 
@@ -52,7 +77,7 @@ def test_a_full_write_replaces_what_stood_at_its_key(T):
 @pytest.mark.parametrize("chunk", [1, 2, 5, 16, 40])
 def test_any_chunk_gives_the_recurrence(chunk):
     *inputs, memory = drawn(2, 37, 2, 8)
-    y, after = delta_rule(*inputs, memory, chunk)
+    y, after = chunked(*inputs, memory, chunk)
     S = memory
     for t in range(37):
         r, log_w, k, v, a, b = (x[:, t, :, :, None] for x in inputs)
@@ -61,28 +86,63 @@ def test_any_chunk_gives_the_recurrence(chunk):
     assert (after - S).abs().max() < 1e-10
 
 
+def test_many_chunks_at_once_equal_one_after_another():
+    *inputs, memory = drawn(2, 40, 3, 8)
+    y, after, _ = delta_rule.forward(Steps(*(cut(x, 8) for x in inputs)), memory, torch.float64)
+    wanted, last = chunked(*inputs, memory, 8)
+    assert (y - cut(wanted, 8)).abs().max() < 1e-12
+    assert (after - last).abs().max() < 1e-12
+
+
 def test_gradients_by_hand_are_the_slopes_and_can_be_differentiated(monkeypatch):
-    monkeypatch.setattr("mixlab.parts.temporal.delta_rule.GROUP", 12)  # two chunks a group of one sequence
-    inputs = tuple(x.requires_grad_() for x in drawn(1, 7, 1, 2))
-    assert torch.autograd.gradcheck(lambda *x: delta_rule(*x, 3), inputs)
-    assert torch.autograd.gradgradcheck(lambda *x: delta_rule(*x, 3), inputs)
+    monkeypatch.setattr("mixlab.parts.temporal.rwkv7_core.GROUP", 12)  # two chunks a group of one sequence
+    inputs = tuple(x.requires_grad_() for x in tokens_and_vectors(1, 8, 1, 2))
+    assert torch.autograd.gradcheck(lambda *x: core(Inputs(*x), 3), inputs)
+    assert torch.autograd.gradgradcheck(lambda *x: core(Inputs(*x), 3), inputs)
+
+
+@pytest.mark.parametrize("T", [64, 83])
+def test_products_in_bfloat16_stay_within_the_table_in_every_gradient(T):
+    exact = tokens_and_vectors(2, T, 2, 64)
+    low = Inputs(*(x.bfloat16() for x in exact[:8]), *(x.float() for x in exact[8:]))  # as under autocast
+    ends = torch.randn(2, T, 128, dtype=torch.float64), torch.randn_like(exact.memory)
+    found, wanted = [], []
+    for p, into in ((low, found), (Inputs(*(x.double() for x in low)), wanted)):
+        p = [x.requires_grad_() for x in p]
+        y, memory = core(Inputs(*p), 32)
+        loss = (y * ends[0]).sum() + (memory * ends[1]).sum()
+        into += [y, memory, *torch.autograd.grad(loss, p)]
+    assert [x.dtype for x in found[:2]] == [torch.bfloat16, torch.float32]
+    for name, a, b in zip(("y", "after", *Inputs._fields), found, wanted, strict=True):
+        if not name.endswith("_bias"):  # theirs are sums over the tokens of w, a and share, and cancel
+            close(a.double(), b, name, torch.bfloat16)
+
+
+def test_a_key_written_again_and_again_is_inverted_without_loss():
+    *inputs, memory = drawn(1, 64, 1, 64)
+    kk = inputs[4][:, :1].expand(
+        -1, 64, -1, -1
+    )  # powers of the scores grow like binomials, their inverse not
+    inputs[1], inputs[4], inputs[5] = -1e-3 * torch.rand_like(kk), kk, -kk
+    wanted, _ = chunked(*inputs, memory, 1)
+    found, _ = chunked(*(x.float() for x in inputs), memory.float(), 64)
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("chunk", [16, 32, 64])
 def test_the_fastest_decay_stays_accurate_in_float32(chunk):
     *inputs, memory = drawn(2, 256, 2, 64)
     inputs[1] = torch.full_like(inputs[1], -math.exp(-0.5))
-    wanted, _ = delta_rule(*inputs, memory, 16)
-    found, _ = delta_rule(*(x.float() for x in inputs), memory.float(), chunk)
+    wanted, _ = chunked(*inputs, memory, 16)
+    found, _ = chunked(*(x.float() for x in inputs), memory.float(), chunk)
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
 def test_decay_lies_between_half_and_one():
-    part = built().double()
-    x = 100 * torch.randn(4, 50, 128, dtype=torch.float64)
-    for bias, bound in ((-50.0, 1.0), (50.0, math.exp(-math.exp(-0.5)))):
-        torch.nn.init.constant_(part.decay_bias, bias)
-        assert part.log_decay(x).exp().sub(bound).abs().max() < 1e-12
+    p = tokens_and_vectors(1, 8, 2, 4)
+    for low, bound in ((-100.0, 1.0), (100.0, math.exp(-math.exp(-0.5)))):
+        gates = Group(p._replace(w=torch.full_like(p.w, low)), slice(0, 8), 4).gates()
+        assert gates.steps().log_w.exp().sub(bound).abs().max() < 1e-12
     assert bound == pytest.approx(0.5452, abs=1e-4)
 
 
@@ -172,7 +232,7 @@ def test_flops_count_the_carried_value(temporal):
 
 
 def test_one_step_costs_less_than_a_chunk_of_one():
-    assert delta_rule_flops(1, 4, 64, 32) < 2 * 4 * 64 * (8 + 4 * 64)
+    assert delta_rule.products(1, 4, 64, 32) < 2 * 4 * 64 * (8 + 4 * 64)
 
 
 @pytest.mark.parametrize("layer", [0, 3])

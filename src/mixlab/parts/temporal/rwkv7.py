@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixlab.errors import UserError
 from mixlab.parts.contract import Part, Place, Role, Split, register, state_dtype
 from mixlab.parts.shift import blend
-from mixlab.parts.temporal.delta_rule import delta_rule, delta_rule_flops
-
-FASTEST = math.exp(-0.5)
-"""Largest -log w: a step keeps between exp(-0.6065) = 0.5453 and all of the memory."""
-
-NORM_EPS = 64e-5
-"""Added to a head's variance; the official code's, whatever the head width."""
+from mixlab.parts.temporal.delta_rule import products
+from mixlab.parts.temporal.rwkv7_core import Inputs, core
 
 
 class RWKV7State(NamedTuple):
@@ -81,8 +74,8 @@ class RWKV7(Part):
     class Config:
         """heads: 0 takes `default_heads`. decay_rank, rate_rank, value_rank, gate_rank: inner widths of what
         makes w, a, the value residual and g; 0 takes `default_rank` (2.5, 2.5, 1.7 and 5 times sqrt(D), the
-        official code). chunk: steps computed as one matrix product; 32 is as fast as 16 or 64
-        on two cores and keeps fewer memories than 16.
+        official code). chunk: steps computed as one matrix product; 32 was faster than 16
+        and 64 on one core (LOG.md).
         """
 
         heads: int = 0
@@ -170,7 +163,7 @@ class RWKV7(Part):
     def flops(self, T: int) -> int:
         """Projections, low-rank pairs and the delta rule."""
         projections = 2 * T * self.dim * (4 * self.dim + 2 * self.ranks)
-        return projections + delta_rule_flops(T, self.heads, self.width, self.config.chunk)
+        return projections + products(T, self.heads, self.width, self.config.chunk)
 
     def init_state(
         self, batch_size: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype
@@ -224,31 +217,29 @@ class RWKV7(Part):
         kept = state_dtype(x.dtype)
         now, last = (1 - self.mix_last).unbind(0), None if state is None else state.shift
         x_r, x_w, x_k, x_v, x_a, x_g = blend(x, *now, last=last)
-        r, k, v = self.r(x_r).to(kept), self.k(x_k).to(kept), self.v(x_v).to(kept)
-        log_w = self.log_decay(x_w).to(kept)
-        a = torch.sigmoid(self.rate.up(self.rate.down(x_a)) + self.rate_bias)
+        r, k, v = self.r(x_r), self.k(x_k), self.v(x_v)
+        w = self.decay.up(torch.tanh(self.decay.down(x_w)))
+        a = self.rate.up(self.rate.down(x_a))
         g = self.gate.up(torch.sigmoid(self.gate.down(x_g)))
-        first = v if carry is None else carry.setdefault("value", v)
+        first, share = v if carry is None else carry.setdefault("value", v), None
         if self.residual is not None:
-            share = torch.sigmoid(self.residual.up(self.residual.down(x_v)) + self.residual_bias)
-            v = v + (first - v) * share
-        kk = F.normalize(self._by_head(k * self.k_k), dim=-1, eps=1e-12)
-        k = k * torch.addcmul(1 - self.k_a, a, self.k_a)  # k (1 + (a - 1) k_a)
-        r, log_w, k, v, a = (self._by_head(h) for h in (r, log_w, k, v, a))  # (B, T, H, K)
-        memory = kk.new_zeros(len(x), r.shape[2], self.width, self.width) if state is None else state.memory
+            share = self.residual.up(self.residual.down(x_v))
+        heads = r.shape[2] // self.width
+        memory = (
+            x.new_zeros(len(x), heads, self.width, self.width, dtype=kept) if state is None else state.memory
+        )
+        tokens = (r, k, v, w, a, g, share, None if share is None else first)
+        vectors = (
+            self.decay_bias,
+            self.rate_bias,
+            self.k_k,
+            self.k_a,
+            self.r_k,
+            self.norm_gain,
+            self.norm_shift,
+        )
+        residual_bias = None if share is None else self.residual_bias
         with torch.autocast(x.device.type, enabled=False):
-            y, memory = delta_rule(r, log_w, k, v, -kk, kk * a, memory, self.config.chunk)
-        gain, shift, r_k = (self._by_head(p) for p in (self.norm_gain, self.norm_shift, self.r_k))
-        y = torch.addcmul(shift, F.layer_norm(y, (self.width,), eps=NORM_EPS), gain)
-        y = torch.addcmul(y, (r * k * r_k).sum(-1, keepdim=True), v).flatten(2)  # (B, T, H, K) -> (B, T, D)
-        y = self.out((y * g).to(x.dtype))
+            y, memory = core(Inputs(*tokens, *vectors, residual_bias, memory), self.config.chunk)
+        y = self.out(y.to(x.dtype))
         return y, None if state is None else RWKV7State(x[:, -1].to(kept), memory)
-
-    def log_decay(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """log w of inputs that token shift has mixed: between -exp(-1/2) and 0."""
-        low = self.decay.up(torch.tanh(self.decay.down(x)))
-        return -FASTEST * torch.sigmoid(low + self.decay_bias)
-
-    def _by_head(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., H, K)."""
-        return x.unflatten(-1, (-1, self.width))
