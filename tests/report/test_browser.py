@@ -243,7 +243,8 @@ def test_no_request_left_the_page_and_the_console_is_quiet(browser: Any) -> None
         message = json.loads(entry["message"])["message"]
         if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
             parameters = message["params"]
-            if not str(parameters.get("documentURL")).startswith("chrome:"):  # the browser's own new tab
+            # The browser's own new tab lives at chrome: and frames chrome-untrusted:.
+            if not str(parameters.get("documentURL")).startswith(("chrome:", "chrome-untrusted:")):
                 requests.append(parameters.get("url") or parameters["request"]["url"])
     assert any(url.endswith("/report.html") for url in requests)  # the log is there
     assert [url for url in requests if not url.startswith(LOCAL)] == []

@@ -19,6 +19,9 @@ from mixlab.train.config import CheckpointConfig
 from mixlab.train.files import write_text
 from mixlab.train.record import Record
 
+PATIENCE = 5.0
+"""Seconds that a second Ctrl-C waits for the file under way; a gigabyte takes about one."""
+
 
 class Abandoned(Exception):
     """The process is to end at once: the checkpoint under way is given up."""
@@ -48,10 +51,13 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is KeyboardInterrupt:
-            self._abandoned = True
-        else:
+        if kind is not KeyboardInterrupt:
             self.settle()
+            return
+        self._abandoned = True
+        if self._thread is not None:
+            # It stops at the next file: what is left must not be renamed under the feet of the next run.
+            self._thread.join(PATIENCE)
 
     def continue_from(self, path: Path) -> None:
         """Take an existing checkpoint for the newest."""
@@ -81,6 +87,8 @@ class Saver:
             with self.record.path.open("rb") as record:
                 (path / checkpoint.RECORD).write_bytes(record.read(length))
             write_text(path / checkpoint.SCALARS, text)
+            if self._abandoned:
+                raise Abandoned
 
         def job() -> None:
             self.saved = checkpoint.save(self.folder, step, write)
