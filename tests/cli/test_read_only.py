@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Result, contents, settings
+from tests.mounts import in_mount
 
 MOUNT = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0" && exec "$@"'
 
@@ -50,18 +50,6 @@ READS = {
 }
 
 
-def in_namespace(folder: Path, *command: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a command where `folder`, its working folder, is mounted read-only, for this command alone."""
-    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    return subprocess.run(
-        ["unshare", "--mount", *user, "sh", "-c", MOUNT, str(folder), *command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **options,  # type: ignore[call-overload]
-    )
-
-
 @pytest.fixture(scope="module")
 def disk(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text and two runs in it; skips where none can be mounted read-only."""
@@ -69,7 +57,7 @@ def disk(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty").mkdir()
     if shutil.which("unshare") is None:
         pytest.skip("there is no unshare, which makes mounts of one's own, on this system")
-    tried = in_namespace(folder, "touch", "new")
+    tried = in_mount(MOUNT, folder, "touch", "new")
     if "ead-only" not in tried.stderr:
         pytest.skip(f"no read-only mount can be made here: {tried.stderr.strip() or 'it is writable'}")
     return folder
@@ -81,7 +69,7 @@ def results(disk: Path) -> dict[str, Result]:
     commands = {name: arguments for name, (arguments, _) in WRITES.items()} | READS
     before = contents(disk)
     environment = {**os.environ, "MIXLAB_CACHE": str(disk / "cache"), "OMP_NUM_THREADS": "1"}
-    done = in_namespace(disk, sys.executable, "-c", RUN_EACH, input=json.dumps(commands), env=environment)
+    done = in_mount(MOUNT, disk, sys.executable, "-c", RUN_EACH, input=json.dumps(commands), env=environment)
     assert done.returncode == 0, done.stderr
     assert contents(disk) == before
     return {name: Result(*result) for name, result in json.loads(done.stdout).items()}
@@ -124,7 +112,7 @@ for act in (
         print(error)
 """
     environment = {**os.environ, "MIXLAB_CACHE": str(disk / "cache"), "OMP_NUM_THREADS": "1"}
-    done = in_namespace(disk, sys.executable, "-c", work, env=environment)
+    done = in_mount(MOUNT, disk, sys.executable, "-c", work, env=environment)
     assert done.stdout.splitlines() == [
         "cannot write to new (new): Read-only file system",
         "cannot write to neural (neural/metrics.jsonl): Read-only file system",

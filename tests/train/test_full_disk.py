@@ -16,6 +16,7 @@ from mixlab.train.config import CheckpointConfig
 from mixlab.train.files import sha256
 from mixlab.train.loop import train
 
+from ..mounts import in_mount
 from .helpers import record, with_train
 
 MOUNT = 'mount -t tmpfs -o size=2m tmpfs "$0" && exec "$@"'
@@ -65,14 +66,8 @@ print(json.dumps(result))
 
 def on_small_disk(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command where a file system of 2 MB is mounted at `folder`, for this command alone."""
-    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    return subprocess.run(
-        ["unshare", "--mount", *user, "sh", "-c", MOUNT, str(folder), *command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return in_mount(MOUNT, folder, *command, env=environment)
 
 
 @pytest.fixture
