@@ -16,6 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mixlab
+from common import peer_loss, stepper
 from mixlab.train.allocator import keep_freed_memory
 
 
@@ -28,27 +29,6 @@ def matmul_peak(n=2048, repeats=9):
         a @ b
         times.append(time.perf_counter() - start)
     return 2 * n**3 / min(times)
-
-
-def stepper(model, loss):
-    """One whole training step: forward, backward, clip, update."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step(inputs, targets):
-        with torch.autocast("cpu", torch.bfloat16):
-            value = loss(model, inputs, targets)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def llama_loss(model, inputs, targets):
-    """Mean cross-entropy through the peer's own forward."""
-    logits = model(input_ids=inputs, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
 def main():
@@ -70,8 +50,8 @@ def main():
     count = sum(p.numel() for p in ours.parameters())
     assert count == sum(p.numel() for p in theirs.parameters())
     steps = {
-        "mixlab": stepper(ours, lambda m, x, y: m.loss(x, y)),
-        "transformers": stepper(theirs, llama_loss),
+        "mixlab": stepper(ours),
+        "transformers": stepper(theirs, peer_loss),
     }
     times = {name: [] for name in steps}
     peaks = []
