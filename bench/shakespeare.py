@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from mixlab.train.metrics import read_metrics
+
 PEER = ["--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=100", "--block_size=64"]
 PEER += ["--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000"]
 PEER += ["--lr_decay_iters=2000", "--dropout=0.0"]
@@ -36,19 +38,24 @@ LADDER = {
 
 
 def train(text, seed, options=()):
-    """One run of the preset; seconds of the whole process and the evaluations (seconds, nats a character)."""
+    """One run of the preset; seconds of the whole process and the evaluations: seconds from its start until
+    each was on the disk, and nats a character."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "run")
+        record = Path(folder, "run", "metrics.jsonl")
         command = [sys.executable, "-m", "mixlab", "train", text, "--preset", "shakespeare-cpu"]
-        start = time.perf_counter()
-        subprocess.run(
-            [*command, "--seed", str(seed), "--out", out, "--json", *options], check=True, capture_output=True
-        )
-        seconds = time.perf_counter() - start
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    evals = [(line["seconds"], line["nats_per_token"]) for line in lines if line["kind"] == "eval"]
-    before = seconds - max(line.get("seconds", 0) for line in lines)  # start-up and preparing the text
-    return seconds, [(before + at, nats) for at, nats in evals]
+        command += ["--seed", str(seed), "--out", str(record.parent), "--json", *options]
+        start, evals = time.perf_counter(), []
+        # The record's own seconds leave evaluations and start-up out, so the clock stands here.
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            running = True
+            while running:
+                time.sleep(0.1)
+                running = process.poll() is None  # before the reading: what is written last is read too
+                found = [line["nats_per_token"] for line in read_metrics(record, "eval")]
+                evals += [(time.perf_counter() - start, nats) for nats in found[len(evals) :]]
+        if process.returncode:
+            raise SystemExit(f"mixlab train ended with status {process.returncode}")
+        return time.perf_counter() - start, evals
 
 
 def peer(folder):
