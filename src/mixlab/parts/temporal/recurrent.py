@@ -1,7 +1,7 @@
 """Recurrent networks, with a projection back to the residual stream.
 
 Parameters and kernels are torch.nn's; under autocast on a CPU, `recurrent_core` runs the recurrence.
-."""
+"""
 
 from __future__ import annotations
 
