@@ -70,6 +70,13 @@ def test_bookkeeping_adds_up(keys):
     assert m.state_bytes(16, torch.float64) == sum(t.nbytes for t in tensors(state))
 
 
+def test_rates_of_their_own_are_collected_by_full_name():
+    m = model(temporal=["rwkv7", "attention"], feature="channel_mix")
+    assert m.lr_scales() == {"blocks.0.temporal.decay_bias": 2.0}
+    assert m.lr_scales().keys() <= dict(m.named_parameters()).keys()
+    assert model(**MIXED).lr_scales() == {}
+
+
 def test_loss_is_the_mean_negative_log_likelihood():
     m, x, y = model(), tokens(), tokens(seed=1)
     wanted = -torch.log_softmax(m(x).logits, -1).gather(-1, y[..., None]).mean()

@@ -221,3 +221,9 @@ def test_decay_and_mixing_weights_have_no_weight_decay():
 def test_knobs_that_do_not_fit_are_refused(kind, name, knobs, message):
     with pytest.raises(UserError, match=message):
         built(0, dim=16, kind=kind, name=name, **knobs)
+
+
+def test_decay_and_bonus_learn_at_the_released_codes_rates():
+    scales = rwkv(vocab_size=9, dim=16, depth=2).lr_scales()
+    wanted = {"w": 2.0, "u": 3.0}
+    assert scales == {f"blocks.{i}.temporal.{name}": s for i in range(2) for name, s in wanted.items()}

@@ -218,14 +218,25 @@ class LanguageModel(nn.Module):
 
     def parameter_roles(self) -> dict[str, Role]:
         """Name, as in `named_parameters()`, -> what the parameter is to the optimizer."""
-        own = {id(module): name for name, module in self.named_modules()}
         roles: dict[str, Role] = {"embedding.weight": "embedding"}
         if not self.config.tied:
             roles["head.weight"] = "head"
-        for _, component in self.components():
-            prefix = own[id(component)]
+        for prefix, component in self._named_components():
             roles |= {f"{prefix}.{name}": role for name, role in component.parameter_roles().items()}
         return roles
+
+    def lr_scales(self) -> dict[str, float]:
+        """Name, as in `named_parameters()`, -> factor on the learning rate; 1 for those it does not name."""
+        return {
+            f"{prefix}.{name}": scale
+            for prefix, component in self._named_components()
+            for name, scale in component.lr_scales().items()
+        }
+
+    def _named_components(self) -> Iterator[tuple[str, Component]]:
+        """`components()` by their names in `named_modules()`."""
+        own = {id(module): name for name, module in self.named_modules()}
+        return ((own[id(component)], component) for _, component in self.components())
 
     def parameters_by_component(self) -> Mapping[str, int]:
         """Parameters in closed form; a tied head counts with the embedding."""

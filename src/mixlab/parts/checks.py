@@ -6,6 +6,7 @@ AssertionError with what was promised and what was found. `docs/add-a-part.md` s
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ def check_initialisation(case: Case) -> None:
 
 
 def check_bookkeeping(case: Case) -> None:
-    """Parameter count and roles are those of the parameters; plan and adapters name what exists."""
+    """Parameter count and roles are those of the parameters; rates, plan and adapters name what exists."""
     part = case.build()
     found = sum(p.numel() for p in part.parameters())
     expect(part.parameter_count() == found, f"parameter_count() is {part.parameter_count()}, found {found}")
@@ -180,6 +181,9 @@ def check_bookkeeping(case: Case) -> None:
     roles = part.parameter_roles()
     expect(set(roles) == names, f"roles for {sorted(roles)}, parameters {sorted(names)}")
     expect(set(roles.values()) <= set(get_args(Role)), f"unknown role among {set(roles.values())}")
+    for name, scale in part.lr_scales().items():
+        expect(name in names, f"lr_scales: no parameter {name} among {sorted(names)}")
+        expect(0 < scale < math.inf, f"lr_scales: {name} has {scale}, not a positive factor")
     for name, linear in part.adaptable_linears().items():
         expect(part.get_submodule(name) is linear, f"adaptable_linears: {name} is not that module")
         expect(isinstance(linear, nn.Linear), f"adaptable_linears: {name} is not a Linear")

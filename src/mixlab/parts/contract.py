@@ -94,6 +94,11 @@ class Component(nn.Module):
         """Parameter name -> role. Default: what has two or more axes is a matrix, the rest are gains."""
         return {name: "matrix" if p.ndim > 1 else "gain" for name, p in self.named_parameters()}
 
+    def lr_scales(self) -> Mapping[str, float]:
+        """Parameter name -> factor on the learning rate, for those that the paper or its released code
+        trains at another rate than the rest. Default: none."""
+        return {}
+
     def parameter_count(self) -> int:
         """Number of parameters in closed form, from the knobs and the place alone."""
         raise NotImplementedError(f"{type(self).__name__}.parameter_count")

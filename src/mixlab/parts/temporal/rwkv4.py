@@ -81,6 +81,11 @@ class RWKV4(Part):
         gains = {f"mu_{name}": "gain" for name in "rkv"}
         return {**gains, "w": "recurrence", "u": "recurrence", **matrices}  # type: ignore[dict-item]
 
+    def lr_scales(self) -> dict[str, float]:
+        """The released code's `time_decay` and `time_first` (RWKV-LM, RWKV-v4neo/src/model.py, whose
+        `--layerwise_lr` is on unless told otherwise)."""
+        return {"w": 2.0, "u": 3.0}
+
     def parameter_count(self) -> int:
         """Four matrices D x A, three mixing vectors of D, decay and bonus of A; 4 D^2 + 5 D for A = D."""
         return 4 * self.dim * self.channels + 3 * self.dim + 2 * self.channels

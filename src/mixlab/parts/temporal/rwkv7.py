@@ -155,6 +155,10 @@ class RWKV7(Part):
             roles[name] = "recurrence" if recurrent else "matrix" if matrix else "gain"
         return roles
 
+    def lr_scales(self) -> dict[str, float]:
+        """The released code's `att.w0` (RWKV-LM, RWKV-v7/train_temp/src/model.py)."""
+        return {"decay_bias": 2.0}
+
     def parameter_count(self) -> int:
         """r, k, v and out; the low-rank pairs; six shifts and seven or eight vectors."""
         vectors = 14 if self.place.layer else 13
