@@ -18,6 +18,7 @@ from mixlab.train.config import RunConfig
 from mixlab.train.folder import RunFolder
 from mixlab.train.loop import Trainer, train
 from mixlab.train.metrics import TIMES
+from mixlab.train.step import Stepper
 
 from .helpers import stop_at, with_train
 
@@ -139,7 +140,7 @@ def test_an_evaluation_without_a_number_is_never_the_best_also_after_a_resume(co
 
 def test_a_stop_between_micro_batches_gives_the_step_up_and_resume_takes_it(config, tmp_path, monkeypatch):
     train(config, tmp_path / "straight", progress=quiet)
-    real, calls = Trainer.loss, []
+    real, calls = Stepper.loss, []
 
     def loss(self, inputs, targets):
         calls.append(inputs)
@@ -147,10 +148,10 @@ def test_a_stop_between_micro_batches_gives_the_step_up_and_resume_takes_it(conf
             self.stop.requested = True
         return real(self, inputs, targets)
 
-    monkeypatch.setattr(Trainer, "loss", loss)
+    monkeypatch.setattr(Stepper, "loss", loss)
     summary = train(config, tmp_path / "run", progress=quiet)
     assert (summary["status"], summary["step"], len(calls)) == ("stopped", 4, 9)
-    monkeypatch.setattr(Trainer, "loss", real)
+    monkeypatch.setattr(Stepper, "loss", real)
     train(config, tmp_path / "run", resume=True, progress=quiet)
     assert without_times(tmp_path / "run") == without_times(tmp_path / "straight")
 

@@ -45,7 +45,7 @@ def tokens_per_second(config: RunConfig) -> float:
     while steps < MOST_STEPS and (not steps or time.perf_counter() - started < PROBE_SECONDS):
         trainer.step()
         steps += 1
-    return steps * trainer.step_tokens / (time.perf_counter() - started)
+    return steps * trainer.stepper.tokens / (time.perf_counter() - started)
 
 
 def steps_for(minutes: float, plan: Plan, speeds: Mapping[str, float], *, train: int, valid: int) -> int:

@@ -7,13 +7,9 @@ metrics.jsonl and knows nothing of terminals.
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from mixlab.data import Batches, Dataset, load_tokenizer, prepare
 from mixlab.errors import RunFailed, UserError
@@ -27,12 +23,11 @@ from mixlab.train.files import disk_errors
 from mixlab.train.folder import RunFolder, resolve
 from mixlab.train.metrics import Line, cut_back
 from mixlab.train.optimizers import Optimizers
-from mixlab.train.precision import autocast
 from mixlab.train.precision import resolve as resolve_dtype
 from mixlab.train.record import Record
 from mixlab.train.saver import Saver
-from mixlab.train.schedules import lr_factor
 from mixlab.train.state import State
+from mixlab.train.step import Stepper, StepStopped
 from mixlab.train.stopping import StopRequest
 
 Progress = Callable[[Line], None]
@@ -105,10 +100,6 @@ def _data(config: RunConfig, folder: RunFolder, resume: bool, report: Progress) 
     return dataset
 
 
-class StepStopped(Exception):
-    """A step was given up between two micro-batches, because a stop was requested."""
-
-
 class Trainer:
     """One model's training. What changes as it goes is in `state`, which is what a checkpoint holds."""
 
@@ -127,11 +118,10 @@ class Trainer:
         )
         self.done = Counters()
         self.state = State(self.model, self.optimizers, self.batches, self.done, self.device)
-        self.step_tokens = self.config.batch_size * self.context
-        self.step_flops = self.flops_a_step()
+        self.stop = StopRequest()
+        self.stepper = Stepper(self.config, self.state, self.context, bfloat16=self.bfloat16, stop=self.stop)
         self.record = Record(folder.metrics, report)
         self.saver = Saver(folder.checkpoints, self.config.checkpoint, self.record)
-        self.stop = StopRequest()
         self.clock = Clock()
 
     def run(self) -> Line:
@@ -171,69 +161,24 @@ class Trainer:
         self.saver.wait()
 
     def step(self) -> Line:
-        """One update from one batch; returns its line. RunFailed if loss or gradient is not finite.
-
-        StepStopped, with all as it was before, if a stop is requested between two micro-batches.
-        """
-        fraction = self.middle_of_step()
-        self.set_progress(fraction)
-        lr = self.config.optimizer.lr * lr_factor(self.config.schedule, fraction)
-        self.optimizers.set_lr(lr)
-        before = self.state.draws() if self.config.accumulate > 1 else None
-        batch = self.batches.next()
-        try:
-            loss_tensor = self.backward(*batch)
-        except StepStopped:
-            assert before is not None
-            self.state.rewind(before)
-            raise
-        loss, norm = torch.stack([loss_tensor, self.optimizers.clip()]).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise RunFailed(self.what_went_bad(loss, norm, *batch))
-        self.optimizers.step()
+        """One update from one batch; returns its line. Raises as `Stepper.take` does."""
+        taken = self.stepper.take(self.middle_of_step())
         done, seconds = self.done, self.clock.lap()
+        tokens, flops = self.stepper.tokens, self.stepper.flops
         done.step += 1
-        done.tokens += self.step_tokens
-        done.flops += self.step_flops
+        done.tokens += tokens
+        done.flops += flops
         done.seconds += seconds
-        done.clipped += 0 < self.config.optimizer.clip < norm
+        done.clipped += 0 < self.config.optimizer.clip < taken.norm
         return {
             **self.totals("step"),
-            "loss": loss,
-            "lr": lr,
-            "grad_norm": norm,
+            "loss": taken.loss,
+            "lr": taken.lr,
+            "grad_norm": taken.norm,
             "clipped_fraction": done.clipped / done.step,
-            "tokens_per_second": self.step_tokens / seconds,
-            "flops_per_second": self.step_flops / seconds,
+            "tokens_per_second": tokens / seconds,
+            "flops_per_second": flops / seconds,
         }
-
-    def backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Add up the gradients of the batch, a micro-batch at a time; returns its mean loss, nats a token."""
-        total = torch.zeros((), device=self.device)
-        pieces = zip(*(t.tensor_split(self.config.accumulate) for t in (inputs, targets)), strict=True)
-        for piece, (x, y) in enumerate(pieces):
-            if piece and self.stop.requested:
-                raise StepStopped
-            # Weighted by its tokens, so that pieces of unequal size still sum to the batch's own mean.
-            loss = self.loss(x, y) * (y.numel() / targets.numel())
-            loss.backward()
-            total += loss.detach()
-        return total
-
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The model's loss on this device in this run's precision."""
-        inputs, targets = (t.to(self.device, non_blocking=True) for t in (inputs, targets))
-        with autocast(self.device, self.bfloat16):
-            return self.model.loss(inputs, targets)
-
-    def set_progress(self, fraction: float) -> None:
-        """Tell the model how far training is; parameters it let go leave the optimizers and the count too."""
-        if self.state.set_progress(fraction):
-            self.step_flops = self.flops_a_step()
-
-    def flops_a_step(self) -> int:
-        """Backward costs twice the forward: a product's gradient is one product for each of its factors."""
-        return 3 * self.model.flops(self.context) * self.config.batch_size
 
     def middle_of_step(self) -> float:
         """Progress half-way through the coming step: neither the first nor the last has a factor of 0."""
@@ -241,7 +186,7 @@ class Trainer:
         half_second = 0.5 * done.seconds / done.step if done.step else 0.0
         return self.config.progress(
             steps=done.step + 0.5,
-            tokens=done.tokens + self.step_tokens / 2,
+            tokens=done.tokens + self.stepper.tokens / 2,
             seconds=done.seconds + half_second,
         )
 
@@ -326,7 +271,7 @@ class Trainer:
             early = whole / checkpoint.RECORD
             self.saver.continue_from(whole)
             self.state.load(whole)
-            self.step_flops = self.flops_a_step()
+            self.stepper.count_flops()
         else:
             self.note(f"{self.folder.path} has no checkpoint yet: starting from the first step")
         self.check_length(before)
@@ -346,17 +291,6 @@ class Trainer:
                 f"{self.folder.path} is at step {done.step} ({done.tokens} tokens), past the {name} asked "
                 "for; give a greater length to go on"
             )
-
-    def what_went_bad(self, loss: float, norm: float, inputs: Tensor, targets: Tensor) -> str:
-        """The message for a step that cannot be taken: which number, where it began, what usually helps."""
-        what = (
-            f"the loss is {loss}"
-            if not math.isfinite(loss)
-            else f"the gradient norm is {norm} (loss {loss:.4g})"
-        )
-        where = diagnose.explain(self.model, lambda: self.loss(inputs, targets))
-        lr = self.config.optimizer.lr
-        return f"{what} at step {self.done.step + 1}: {where}; try a train.optimizer.lr below {lr:g}"
 
     def last_good(self) -> str:
         """A clause naming the checkpoint to go back to."""

@@ -1,0 +1,105 @@
+"""One step of training: a batch, its gradient a micro-batch at a time, and the update."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixlab.errors import RunFailed
+from mixlab.train import diagnose
+from mixlab.train.config import TrainConfig
+from mixlab.train.precision import autocast
+from mixlab.train.schedules import lr_factor
+from mixlab.train.state import State
+from mixlab.train.stopping import StopRequest
+
+
+class StepStopped(Exception):
+    """A step was given up between two micro-batches, because a stop was requested."""
+
+
+class Taken(NamedTuple):
+    """What a step says of itself. loss: mean nats a token of its batch. norm: the gradient's, unclipped."""
+
+    loss: float
+    lr: float
+    norm: float
+
+
+class Stepper:
+    """Takes a run's steps, each of which changes `state` as a whole or leaves it as it was.
+
+    tokens, flops: of one step, the flops by the model's own forward formula.
+    """
+
+    def __init__(
+        self, config: TrainConfig, state: State, context: int, *, bfloat16: bool, stop: StopRequest
+    ) -> None:
+        self.config, self.state, self.context = config, state, context
+        self.bfloat16, self.stop = bfloat16, stop
+        self.tokens = config.batch_size * context
+        self.flops = 0
+        self.count_flops()
+
+    def take(self, fraction: float) -> Taken:
+        """One update from one batch, `fraction` of the horizon being done half-way through it.
+
+        Raises RunFailed if loss or gradient is not finite; StepStopped, with all as it was before, if a stop
+        is requested between two micro-batches.
+        """
+        state, optimizers = self.state, self.state.optimizers
+        if state.set_progress(fraction):
+            self.count_flops()
+        lr = self.config.optimizer.lr * lr_factor(self.config.schedule, fraction)
+        optimizers.set_lr(lr)
+        before = state.draws() if self.config.accumulate > 1 else None
+        batch = state.batches.next()
+        try:
+            total = self.backward(*batch)
+        except StepStopped:
+            assert before is not None
+            state.rewind(before)
+            raise
+        loss, norm = torch.stack([total, optimizers.clip()]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise RunFailed(self.what_went_bad(loss, norm, *batch))
+        optimizers.step()
+        return Taken(loss, lr, norm)
+
+    def backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Add up the gradients of the batch, a micro-batch at a time; returns its mean loss, nats a token."""
+        total = torch.zeros((), device=self.state.device)
+        pieces = zip(*(t.tensor_split(self.config.accumulate) for t in (inputs, targets)), strict=True)
+        for piece, (x, y) in enumerate(pieces):
+            if piece and self.stop.requested:
+                raise StepStopped
+            # Weighted by its tokens, so that pieces of unequal size still sum to the batch's own mean.
+            loss = self.loss(x, y) * (y.numel() / targets.numel())
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The model's loss on this device in this run's precision."""
+        device = self.state.device
+        inputs, targets = (t.to(device, non_blocking=True) for t in (inputs, targets))
+        with autocast(device, self.bfloat16):
+            return self.state.model.loss(inputs, targets)
+
+    def count_flops(self) -> None:
+        """Set `flops`: backward costs two forwards, as a product has a gradient for each of its factors."""
+        self.flops = 3 * self.state.model.flops(self.context) * self.config.batch_size
+
+    def what_went_bad(self, loss: float, norm: float, inputs: Tensor, targets: Tensor) -> str:
+        """The message for a step that cannot be taken: which number, where it began, what usually helps."""
+        what = (
+            f"the loss is {loss}"
+            if not math.isfinite(loss)
+            else f"the gradient norm is {norm} (loss {loss:.4g})"
+        )
+        where = diagnose.explain(self.state.model, lambda: self.loss(inputs, targets))
+        lr = self.config.optimizer.lr
+        return f"{what} at step {self.state.done.step + 1}: {where}; try a train.optimizer.lr below {lr:g}"
