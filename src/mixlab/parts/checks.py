@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from mixlab.parts.contract import Choice, Kind, Part, Place, Role, Split, build, get
+from mixlab.parts.contract import Choice, Kind, Part, Place, Role, Split, Watched, build, get
 
 TOLERANCE: dict[torch.dtype, float] = {
     torch.float64: 1e-10,
@@ -256,6 +256,29 @@ def check_bfloat16(case: Case) -> None:
     close(found, wanted, "bf16 autocast", torch.bfloat16)
 
 
+def check_watched(case: Case, B: int = 2, T: int = 6) -> None:
+    """What meters see is what the contract names, in its shapes, causal; seeing it draws no random number."""
+    part, x = case.build(), case.sample(B, T)
+    other = torch.cat((x[:, :-1], case.sample(B, T, seed=2)[:, -1:]), 1)
+    before = torch.get_rng_state()
+    shown, again = part.watched(x), part.watched(other)
+    expect(torch.equal(before, torch.get_rng_state()), "watched draws random numbers")
+    expect(set(shown) <= set(get_args(Watched)), f"watched shows {set(shown)}, not among {get_args(Watched)}")
+    for name, axis in (("scores", 2), ("units", 1)):
+        if name in shown:
+            found, ndim = shown[name], axis + 2
+            expect(found.ndim == ndim, f"watched {name} have {found.ndim} axes, not {ndim}")
+            expect(
+                found.shape[0] == B and found.shape[axis] == T, f"watched {name}: shape {tuple(found.shape)}"
+            )
+            early = [s[name].narrow(axis, 0, T - 1) for s in (shown, again)]
+            expect(torch.equal(*(e.nan_to_num() for e in early)), f"an earlier token's {name} changed")
+    if "scores" in shown:
+        future = torch.ones(T, shown["scores"].shape[-1], dtype=torch.bool).triu(1)
+        expect(bool((shown["scores"][..., future] == -torch.inf).all()), "a later key's score is not -inf")
+        expect(bool(shown["scores"].isfinite().any(-1).all()), "a query sees no key")
+
+
 def check_overfits(case: Case, steps: int = 150) -> None:
     """A one-block model around the part drives the loss on one batch below half of its unigram entropy."""
     from mixlab.model.language_model import build_model
@@ -291,6 +314,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     check_state_bytes,
     check_save_and_load,
     check_bfloat16,
+    check_watched,
     check_overfits,
 )
 """What every part must pass; tensor parallelism needs processes and is tested beside them."""

@@ -33,6 +33,12 @@ Linear's outputs, a channel's own numbers), a Linear divided by its inputs, or w
 read by the divided ones, so that the gradient is a sum over them."""
 
 
+Watched = Literal["scores", "units"]
+"""What a part may show of itself while it mixes (B, T, D) from a sequence's start. `scores` (B, H, T, S):
+what each query's softmax over the keys is of, -inf where a key is hidden. `units` (B, T, F): what hidden
+units pass on; one that passes on nothing for any token is lost to the model."""
+
+
 class Choice(NamedTuple):
     """A registered name with the knobs it is to be built with."""
 
@@ -178,6 +184,13 @@ class Part(Component):
         and evaluation does not use them. Returns whether any came or went.
         """
         return False
+
+    def watched(self, x: Float[Tensor, "B T D"]) -> Mapping[Watched, Tensor]:
+        """What meters may look at while x is mixed from a sequence's start; default: nothing.
+
+        Called for them alone, now and then, without gradients: it computes again what `mix` computes.
+        """
+        return {}
 
     def adaptable_linears(self) -> Mapping[str, nn.Linear]:
         """Name -> Linear: where a low-rank adapter may go."""

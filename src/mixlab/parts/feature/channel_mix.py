@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixlab.errors import UserError
-from mixlab.parts.contract import Part, Place, Role, Split, register
+from mixlab.parts.contract import Part, Place, Role, Split, Watched, register
 from mixlab.parts.feature.mlp import hidden_width
 from mixlab.parts.shift import blend, document_starts, ramp
 
@@ -123,6 +123,11 @@ class ChannelMix(Part):
         k, r = blend(x, self.mu_k, self.mu_r, last=last, starts=starts)
         y = self.v(squared_relu(self.k(k)))  # (B, T, F) -> (B, T, D)
         return torch.sigmoid(self.r(self.count_once(r))) * y
+
+    def watched(self, x: Float[Tensor, "B T D"]) -> Mapping[Watched, Tensor]:
+        """The hidden units."""
+        (k,) = blend(x, 1 - self.mu_k if self.mu_r is None else self.mu_k)
+        return {"units": squared_relu(self.k(k))}
 
     def count_once(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """x, with its gradient divided by the number of tensor-parallel processes.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixlab.parts.contract import Place, Split, init_linear, register
+from mixlab.parts.contract import Place, Split, Watched, init_linear, register
 from mixlab.parts.feature.mlp import FeatureMix, hidden_width
 
 
@@ -65,6 +65,10 @@ class Gated(FeatureMix):
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """FFN(x) = W2 (act(W x) * V x)."""
         return self.down(self.activation(self.gate(x)) * self.up(x)), state
+
+    def watched(self, x: Float[Tensor, "B T D"]) -> Mapping[Watched, Tensor]:
+        """The hidden units."""
+        return {"units": self.activation(self.gate(x)) * self.up(x)}
 
 
 @register("feature", "glu")

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixlab.errors import UserError
-from mixlab.parts.contract import Part, Place, Split, init_linear, register
+from mixlab.parts.contract import Part, Place, Split, Watched, init_linear, register
 
 
 class FeatureMix(Part):
@@ -82,6 +82,10 @@ class MLP(FeatureMix):
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """FFN(x) = W2 act(W1 x + b1) + b2."""
         return self.down(self.activation(self.up(x))), state
+
+    def watched(self, x: Float[Tensor, "B T D"]) -> Mapping[Watched, Tensor]:
+        """The hidden units."""
+        return {"units": self.activation(self.up(x))}
 
 
 @register("feature", "relu")

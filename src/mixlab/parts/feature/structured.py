@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mixlab.errors import UserError
-from mixlab.parts.contract import Place, Split, register
+from mixlab.parts.contract import Place, Split, Watched, register
 from mixlab.parts.feature.maps import BlockDenseMap, BlockShuffleMap, DenseMap, LowRankMap, Map
 from mixlab.parts.feature.mlp import FeatureMix, hidden_width
 
@@ -82,6 +82,10 @@ class Structured(FeatureMix):
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """FFN(x) = W2 gelu(W1 x)."""
         return self.down(F.gelu(self.up(x))), state
+
+    def watched(self, x: Float[Tensor, "B T D"]) -> Mapping[Watched, Tensor]:
+        """The hidden units."""
+        return {"units": F.gelu(self.up(x))}
 
     def tensor_plan(self) -> Mapping[str, Split]:
         """A dense first layer splits by hidden units; a guided one stays whole, as its guides would need a

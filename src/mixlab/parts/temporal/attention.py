@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mixlab.errors import UserError
-from mixlab.parts.contract import Part, Place, Split, get, init_linear, register, state_dtype
+from mixlab.parts.contract import Part, Place, Split, Watched, get, init_linear, register, state_dtype
 from mixlab.parts.norm import RMSNorm
 from mixlab.parts.position import LinearBias, Position
 from mixlab.parts.temporal import tiled
@@ -191,19 +191,29 @@ class Attention(Part):
 
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """Project, turn by position, append to the cache, attend, project back."""
-        q, k, v = (self._heads(f(x)) for f in (self.q, self.k, self.v))
-        start = 0 if state is None else int(state.length)
+        q, k, scoring = self._compared(x, 0 if state is None else int(state.length))
+        v = self._heads(self.v(x))
+        if state is not None:
+            k, v, state = extend(state, k, v, scoring)
+        y = attend(q, k, v, scoring)
+        return self.out(y.transpose(1, 2).flatten(2)), state  # (B, H, T, K) -> (B, T, D)
+
+    def watched(self, x: Float[Tensor, "B T D"]) -> Mapping[Watched, Tensor]:
+        """The scores."""
+        return {"scores": scores(*self._compared(x, 0))}
+
+    def _compared(
+        self, x: Float[Tensor, "B T D"], start: int
+    ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B G T K"], Scoring]:
+        """Queries and keys of tokens from position `start` on, and how scores are made of them."""
+        q, k = self._heads(self.q(x)), self._heads(self.k(x))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.position is not None:
             q, k = self.position(q, start), self.position(k, start)
         if self.log_temperature is not None:
             q = q * torch.exp(-self.log_temperature).to(q.dtype)[:, None, None]
-        scoring = self.scoring if self.slopes is None else self.scoring._replace(slopes=self.slopes)
-        if state is not None:
-            k, v, state = extend(state, k, v, scoring)
-        y = attend(q, k, v, scoring)
-        return self.out(y.transpose(1, 2).flatten(2)), state  # (B, H, T, K) -> (B, T, D)
+        return q, k, self.scoring if self.slopes is None else self.scoring._replace(slopes=self.slopes)
 
     def _heads(self, h: Float[Tensor, "B T HK"]) -> Float[Tensor, "B H T K"]:
         """Cut the channels into heads, heads first."""
@@ -300,15 +310,24 @@ def attend_with_softcap(
     q: Float[Tensor, "B H T K"], k: Float[Tensor, "B G S K"], v: Float[Tensor, "B G S K"], scoring: Scoring
 ) -> Float[Tensor, "B H T K"]:
     """softmax(c tanh(scores / c)) V in plain operations: no fused kernel has the cap (Gemma 2, section 2)."""
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    p = scores(q, k, scoring).softmax(-1).to(v.dtype)
+    return p @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+
+
+def scores(
+    q: Float[Tensor, "B H T K"], k: Float[Tensor, "B G S K"], scoring: Scoring
+) -> Float[Tensor, "B H T S"]:
+    """What the softmax is of, in float32 at least: scaled, capped and biased, -inf where a key is hidden."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scale = q.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
-    scores = (scale * q) @ k.transpose(2, 3)  # (B, H, T, S)
-    scores = scoring.softcap * torch.tanh(scores.to(state_dtype(scores.dtype)) / scoring.softcap)
-    bias = bias_of(q.shape[2], k.shape[2], scoring, scores)
-    if bias is not None:
-        scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else scores + bias
-    return scores.softmax(-1).to(v.dtype) @ v
+    made = (scale * q) @ k.transpose(2, 3)  # (B, H, T, S)
+    made = made.to(state_dtype(made.dtype))
+    if scoring.softcap:
+        made = scoring.softcap * torch.tanh(made / scoring.softcap)
+    bias = bias_of(q.shape[2], k.shape[2], scoring, made)
+    if bias is None:
+        return made
+    return made.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else made + bias
 
 
 def attend_in_blocks(

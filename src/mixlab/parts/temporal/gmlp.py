@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixlab.errors import UserError
-from mixlab.parts.contract import Part, Place, Role, Split, init_linear, register
+from mixlab.parts.contract import Part, Place, Role, Split, Watched, init_linear, register
 from mixlab.parts.feature.mlp import hidden_width
+from mixlab.parts.temporal.attention import Scoring, scores
 
 EPS = 1e-5
 """Added to the variance, as in the model's own layer norm."""
@@ -150,6 +151,14 @@ class GMLP(Part):
         if self.qkv is not None:
             mixed = mixed + self.lift(attend(q, k, v))
         return self.out(z1 * mixed), state
+
+    def watched(self, x: Float[Tensor, "B T D"]) -> Mapping[Watched, Tensor]:
+        """Both halves of gelu(U x), and the scores of the tiny attention."""
+        shown: dict[Watched, Tensor] = {"units": F.gelu(torch.cat((self.value(x), self.gate(x)), -1))}
+        if self.qkv is not None:
+            q, k, _ = self.qkv(x).unsqueeze(1).chunk(3, -1)  # (B, 1, T, a) each
+            shown["scores"] = scores(q, k, Scoring())
+        return shown
 
     def normalise(self, z: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         """LN of each group of channels."""

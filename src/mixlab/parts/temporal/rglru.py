@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixlab.errors import UserError
-from mixlab.parts.contract import Part, Place, Role, Split, init_linear, register, state_dtype
+from mixlab.parts.contract import Part, Place, Role, Split, Watched, init_linear, register, state_dtype
 from mixlab.parts.feature.mlp import hidden_width
 from mixlab.parts.temporal.rglru_core import Inputs, core
 
@@ -171,3 +171,7 @@ class RGLRU(Part):
         T, kept = len(value), min(len(value), len(past))
         last = torch.cat((past[kept:], value[T - kept :])).transpose(0, 1)  # (N-1, B, R) -> (B, N-1, R)
         return y, RGLRUState(h.to(state.h.dtype), last.to(state.inputs.dtype), state.length + T)
+
+    def watched(self, x: Float[Tensor, "B T D"]) -> Mapping[Watched, Tensor]:
+        """The gate, which decides what of the recurrence gets out."""
+        return {"units": F.gelu(self.gate(x), approximate="tanh")}

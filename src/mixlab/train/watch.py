@@ -1,0 +1,241 @@
+"""The watch list: numbers of a model's inside that go bad before its loss does, each with its healthy band.
+
+Taken now and then on one fixed batch, the beginning of the validation text, in eval mode and without
+gradients: nothing that training computes changes by it. What can be seen of a part, the part says itself
+(`Part.watched`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mixlab.data import TokenFile, eval_windows
+from mixlab.model.language_model import LanguageModel
+from mixlab.train import randomness
+from mixlab.train.precision import autocast
+
+TOKENS = 512
+"""Of the fixed batch, in rows of the context or less: a forward over them is a small part of a step, and a
+head's scores stay below a million."""
+
+STREAM = 256
+"""Of them, evenly spread, those whose vectors the effective rank is of: it cannot be larger, and its cost
+grows with the cube."""
+
+SILENT = 1e-6
+"""What a dead unit passes on at most. A part's input has unit scale, so that this is 0 but for rounding: 0
+itself from a ReLU of what is negative, a gelu of less than -5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """Where a number is healthy. means: what it says outside, and what may help. source: whose limit."""
+
+    what: str
+    means: str
+    source: str
+    low: float = 0.0
+    high: float = math.inf
+
+    def outside(self, value: float) -> float:
+        """How far beyond the limit, as a ratio above 1; 0 inside."""
+        if value > self.high:
+            return value / self.high
+        return self.low / max(value, 1e-9) if value < self.low else 0.0
+
+    def sentence(self, value: float, where: str) -> str:
+        """The warning in words."""
+        limit = f"up to {self.high:g}" if value > self.high else f"from {self.low:g} on"
+        return f"{self.what} is {value:.3g} in {where}, healthy {limit}: {self.means}"
+
+
+BANDS: dict[str, Band] = {
+    "attention_logit": Band(
+        what="the largest attention logit",
+        high=100.0,
+        means="each query is about to see one key alone, from which training may not come back; a lower "
+        "learning rate, qk_norm or a softcap holds it",
+        source="Dehghani et al. 2023 (ViT-22B) and Wortsman et al. 2023 describe runs that diverge as it "
+        "grows; 100 is where Kimi Team 2025 (K2, arXiv 2507.20534) hold it",
+    ),
+    "attention_entropy": Band(
+        what="attention entropy",
+        low=0.1,
+        means="nearly every query sees one key alone; a lower learning rate or a longer warm-up helps",
+        source="Zhai et al. 2023: a collapse towards 0 goes with divergence; 0.1 nats is our own limit",
+    ),
+    "effective_rank": Band(
+        what="the effective rank of the residual stream",
+        low=2.0,
+        means="all tokens point the same way, so that what follows cannot tell them apart",
+        source="Roy & Vetterli 2007 for the measure, Dong et al. 2021 for collapse to rank 1; 2 is our own",
+    ),
+    "dead_units": Band(
+        what="the share of dead units",
+        high=0.5,
+        means="their weights serve for nothing; a lower learning rate or a smoother activation keeps more",
+        source="our own limit; working models are known with more (Voita et al. 2023, arXiv 2309.04827)",
+    ),
+    "update_ratio": Band(
+        what="the update-to-weight ratio",
+        high=0.1,
+        means="each step replaces a tenth of the weights or more; a lower learning rate or a longer warm-up "
+        "helps",
+        source="folklore has 1e-3 for a trained model; 0.1 is our own limit",
+    ),
+}
+
+
+class WatchList:
+    """Looks at a model every so many steps; 0 is never. text: whose beginning is the batch."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        text: TokenFile,
+        *,
+        every: int,
+        context: int,
+        device: torch.device,
+        bfloat16: bool,
+    ) -> None:
+        self.model, self.every, self.device, self.bfloat16 = model, every, device, bfloat16
+        length = min(context, TOKENS)
+        windows = eval_windows(text.tokens, context=length, batch_size=TOKENS // length)
+        self.tokens = next(windows)[0].to(device)  # (B, T)
+        self._told: set[str] = set()
+
+    def is_due(self, step: int) -> bool:
+        """At the first step, which shows a bad start, and every so many."""
+        return self.every > 0 and (step == 1 or step % self.every == 0)
+
+    def look(self, update_ratio: Mapping[str, float | None]) -> dict[str, Any]:
+        """The numbers of each layer (None: it has nothing to see), and warnings: number -> sentence.
+
+        update_ratio: this step's, by role, to be held against its band too.
+        """
+        seen = _Seen(self.model)
+        precision = autocast(self.device, self.bfloat16)
+        with randomness.kept(), _evaluating(self.model), torch.no_grad(), precision, seen.hooks():
+            self.model.hidden(self.tokens)
+        numbers = seen.numbers()
+        places = {name: {f"layer {i}": x for i, x in enumerate(values)} for name, values in numbers.items()}
+        places["update_ratio"] = {f"the {role} parameters": ratio for role, ratio in update_ratio.items()}
+        warnings = {name: words for name, found in places.items() if (words := warning(BANDS[name], found))}
+        return {**numbers, "warnings": warnings}
+
+    def news(self, warnings: Mapping[str, str]) -> list[str]:
+        """Those that were not told before, a number's only once."""
+        fresh = [words for name, words in warnings.items() if name not in self._told]
+        self._told |= set(warnings)
+        return fresh
+
+
+def warning(band: Band, found: Mapping[str, float | None]) -> str | None:
+    """A sentence for the place that is farthest out of the band, or None if all are inside."""
+    far = {where: band.outside(value) for where, value in found.items() if value is not None}
+    worst = max(far, key=far.__getitem__, default=None)
+    if worst is None or not far[worst]:
+        return None
+    value = found[worst]
+    assert value is not None
+    return band.sentence(value, worst)
+
+
+class _Seen:
+    """What hooks on a model's blocks and parts saw in one forward, by layer."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.blocks = model.layers()
+        depth = len(self.blocks)
+        self.scores: list[list[Tensor]] = [[] for _ in range(depth)]  # [largest, entropy] of each part's
+        self.units: list[list[Tensor]] = [[] for _ in range(depth)]  # whether each unit is dead
+        self.streams: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Watch while inside."""
+        handles = []
+        for layer, block in enumerate(self.blocks):
+            handles.append(block.register_forward_hook(self._stream))
+            for part in (block.temporal, block.feature):
+                handles.append(part.register_forward_pre_hook(self._part(layer)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _stream(self, block: nn.Module, inputs: Any, output: Any) -> None:
+        self.streams.append(output[0].flatten(0, 1))
+
+    def _part(self, layer: int) -> Any:
+        def look(part: Any, inputs: Any) -> None:
+            shown = part.watched(inputs[0])
+            if "scores" in shown:
+                found = shown["scores"].float()
+                self.scores[layer].append(torch.stack([found.max(), attention_entropy(found)]))
+            if "units" in shown:
+                self.units[layer].append(dead(shown["units"]))
+
+        return look
+
+    def numbers(self) -> dict[str, list[float | None]]:
+        """Name -> a value for each layer."""
+        scores = [torch.stack(found).tolist() if found else [] for found in self.scores]
+        return {
+            "attention_logit": [_finite(max(s[0] for s in found)) if found else None for found in scores],
+            "attention_entropy": [_finite(min(s[1] for s in found)) if found else None for found in scores],
+            "effective_rank": [_finite(effective_rank(stream)) for stream in self.streams],
+            "dead_units": [torch.cat(found).float().mean().item() if found else None for found in self.units],
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def attention_entropy(scores: Float[Tensor, "*B T S"]) -> Float[Tensor, ""]:
+    """The mean over queries of the entropy of softmax(scores), nats: 0 for one key, ln S for all alike.
+
+    Of the queries that see more than one key: a first token's attention says nothing. NaN if there are none.
+    """
+    several = scores.isfinite().sum(-1) > 1
+    entropy: Tensor = torch.special.entr(scores.softmax(-1)).sum(-1)
+    return entropy[several].mean()
+
+
+def effective_rank(x: Float[Tensor, "N D"]) -> float:
+    """exp of the entropy of the singular values over their sum: 1 if all rows point one way, D if every
+    direction is used alike (Roy & Vetterli 2007). NaN of nothing but zeros.
+
+    Of `STREAM` rows, evenly spread, if there are more. Not centred: the mean direction counts.
+    """
+    x = x[:: math.ceil(len(x) / STREAM)].double()
+    gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
+    singular = torch.linalg.eigvalsh(gram.cpu()).clamp_min(0).sqrt()
+    entropy: Tensor = torch.special.entr(singular / singular.sum()).sum()
+    return entropy.exp().item()
+
+
+def dead(units: Float[Tensor, "B T F"]) -> Tensor:
+    """(F,) whether each unit is silent for every token."""
+    return units.abs().amax((0, 1)) <= SILENT
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
