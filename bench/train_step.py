@@ -1,8 +1,9 @@
 """Training throughput against transformers' Llama of the same shape, and against the machine's matmul peak.
 
-10.8M parameters: 6 layers, width 384, 6 heads, SwiGLU, RoPE, bytes; T = 256, B = 16, fused AdamW on both sides,
-gradient norm clipped; in bf16 autocast where `mixlab doctor` finds it worth it, else in float32, or as told. The two take turns, step by step, in one process that keeps freed
-memory as `mixlab train` does, which serves both; medians over the turns.
+10.8M parameters: 6 layers, width 384, 6 heads, SwiGLU, RoPE, bytes; T = 256, B = 16, fused AdamW on both
+sides, gradient norm clipped; in bf16 autocast where `mixlab doctor` finds it worth it, else in float32, or as
+told. The two take turns, step by step, in one process that keeps freed memory as `mixlab train` does, which
+serves both; medians over the turns.
 
     python bench/train_step.py [--steps 9] [--dim 384 --depth 6 --heads 6] [--dtype bfloat16]
 """

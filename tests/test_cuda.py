@@ -9,6 +9,8 @@ from mixlab.decode import generate
 from mixlab.parts.contract import available
 from mixlab.train import train
 
+from .train.helpers import stop_at
+
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -58,3 +60,17 @@ def test_training_and_generating_run_on_the_gpu(preset, tmp_path, monkeypatch):
     model = mixlab.load(tmp_path / "run", device="cuda")
     assert next(model.parameters()).is_cuda
     assert len(list(generate(model, [0], max_tokens=20, seed=1))) == 20
+
+
+@pytest.mark.parametrize("preset", ["transformer", "gru", "rwkv4"])
+def test_a_resumed_run_equals_an_uninterrupted_one_with_deterministic_kernels(preset, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXLAB_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 4000)
+    overrides = [f"data.sources=['{text}']", "train.steps=6", "train.deterministic=true", "model.context=64"]
+    config = load_run_config(preset, [*overrides, "model.dropout=0.1"])
+    train(config, tmp_path / "straight", progress=lambda line: None)
+    train(config, tmp_path / "stopped", progress=stop_at(3))
+    train(config, tmp_path / "stopped", resume=True, progress=lambda line: None)
+    ours, theirs = (mixlab.load(tmp_path / run).state_dict() for run in ("stopped", "straight"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

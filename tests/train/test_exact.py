@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from mixlab.config import parse, to_mapping
+from mixlab.errors import UserError
 from mixlab.parts.contract import available
 from mixlab.train import loop, randomness
 from mixlab.train.config import RunConfig
@@ -172,3 +173,30 @@ def test_a_lock_outlives_no_run(config, tmp_path):
     train(config, tmp_path / "run", progress=stop_at(3))
     with RunFolder(tmp_path / "run").locked():
         pass
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_deterministic_kernels_are_asked_for_while_training_and_no_longer(
+    config, tmp_path, monkeypatch, wanted
+):
+    torch.use_deterministic_algorithms(False)
+    loss, seen = Stepper.loss, []
+
+    def spy(self, *batch):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return loss(self, *batch)
+
+    monkeypatch.setattr(Stepper, "loss", spy)
+    train(with_train(config, deterministic=wanted), tmp_path / "run", progress=quiet)
+    assert set(seen) == {wanted}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_an_operation_without_a_deterministic_kernel_is_named(config, tmp_path, monkeypatch):
+    torch.use_deterministic_algorithms(False)
+    twice = torch.zeros(2, dtype=torch.int64)
+    monkeypatch.setattr(Stepper, "loss", lambda self, *batch: torch.zeros(1).put_(twice, torch.ones(2)))
+    with pytest.raises(UserError, match=r"train.deterministic cannot be kept: put_ .*; train without it"):
+        train(with_train(config, deterministic=True), tmp_path / "run", progress=quiet)
+    assert not torch.are_deterministic_algorithms_enabled()

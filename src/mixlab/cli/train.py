@@ -34,6 +34,9 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Of the weights and the order of the text.", metavar="S")
     ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits on a GPU too, at some cost in speed.")
+    ] = False,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run instead.", metavar="RUN")] = None,
     imports: Imports = None,
@@ -48,10 +51,12 @@ def train(
     horizon = {"steps": steps, "tokens": tokens, "minutes": minutes}
     if resume is not None:
         given = {"TEXT": text, "--preset": preset, "--out": out, "--seed": seed, "--set": overrides}
+        given |= {"--deterministic": deterministic or None}
         _refuse_with_resume(given)
         config, folder = _resumed(resume, horizon), resume
     else:
-        config = _new(text, preset, horizon, seed, overrides or ())
+        extra = ["train.deterministic=true"] if deterministic else []
+        config = _new(text, preset, horizon, seed, [*extra, *(overrides or ())])
         folder = out or unused(Path("runs"), config.name)
     _train(config, folder, resume=resume is not None, as_json=as_json)
 

@@ -113,7 +113,8 @@ class TrainConfig:
     minutes: of training; evaluations and checkpoints are not counted. batch_size: rows of `context` tokens
     per step, cut into `accumulate` micro-batches when they do not fit in memory at once. eval_every: steps
     between evaluations, 0 for one at the end only. dtype: auto is bfloat16 autocast where that was measured
-    to be faster.
+    to be faster. deterministic: on a GPU, only kernels that give the same bits each time, so that a
+    resumed run equals an uninterrupted one there too.
     """
 
     seed: int = 0
@@ -124,6 +125,7 @@ class TrainConfig:
     accumulate: int = 1
     eval_every: int = 250
     dtype: Dtype = "auto"
+    deterministic: bool = False  # costs speed on a GPU; a CPU gives the same bits anyway
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

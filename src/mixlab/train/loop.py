@@ -70,7 +70,7 @@ def train(
             folder.write_start(config, dataset, facts)
             report(start)
             return count(config, folder, dataset, report)
-    with randomness.kept():
+    with randomness.kept(), randomness.deterministic(config.train.deterministic):
         trainer = Trainer(config, folder, dataset, report)  # first: a part that does not fit leaves no folder
         with folder.locked():
             if resume:

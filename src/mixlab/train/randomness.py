@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from mixlab.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,29 @@ def kept() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """If wanted, only kernels that give the same bits each time; torch's settings come back afterwards.
+
+    On a CPU all that mixlab uses do so anyway. UserError for an operation that has no such kernel.
+    """
+    if not wanted:
+        yield
+        return
+    filled = torch.utils.deterministic
+    before = torch.get_deterministic_debug_mode(), filled.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(True)
+    filled.fill_uninitialized_memory = False  # a pass over every new tensor, to find bugs that tests look for
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        reason = str(error).split(".")[0]
+        raise UserError(f"train.deterministic cannot be kept: {reason}; train without it") from None
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        filled.fill_uninitialized_memory = before[1]
