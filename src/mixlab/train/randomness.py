@@ -75,7 +75,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    filled = torch.utils.deterministic
+    filled: Any = torch.utils.deterministic
     before = torch.get_deterministic_debug_mode(), filled.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
     torch.use_deterministic_algorithms(True)
