@@ -25,3 +25,10 @@ def nearest(name: str, options: Iterable[str]) -> str:
 def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
     """`unknown("temporal part", "atention", names)`: the error for a name that no registry holds."""
     return UserError(f"unknown {what} '{name}': {nearest(name, options)}")
+
+
+def near_divisors(number: int, wanted: int) -> str:
+    """The divisors of `number` nearest to `wanted`, as in "3 and 4", for the sentence that refuses it."""
+    divisors = (d for d in range(1, number + 1) if number % d == 0)
+    nearest_two = sorted(divisors, key=lambda d: (abs(d - wanted), d))[:2]
+    return " and ".join(map(str, sorted(nearest_two)))

@@ -21,7 +21,20 @@ from mixlab.parts.checks import Case
 from mixlab.parts.contract import Choice, Part, Place, get
 from tests.contract.cases import BUILT_IN, CASES, label
 
-STACKS = [(name, "gelu") if kind == "temporal" else ("attention", name) for kind, name in BUILT_IN]
+GROUPED = [("rnn", {"heads": 2}), ("gru", {"heads": 2}), ("lstm", {"heads": 2}), ("gmlp", {"groups": 2})]
+"""With their defaults these run whole."""
+
+STACKED = [Case(kind, name) for kind, name in BUILT_IN]
+STACKED += [Case("temporal", name, get("temporal", name).Config(**knobs)) for name, knobs in GROUPED]
+STACKS = [
+    (case, Case("feature", "gelu")) if case.kind == "temporal" else (Case("temporal", "attention"), case)
+    for case in STACKED
+]
+
+
+def stacked(pair):
+    """A readable test id."""
+    return "+".join(map(label, pair))
 
 
 class Collectives(TorchDispatchMode):
@@ -43,8 +56,8 @@ class Stack(nn.Module):
     def __init__(self, temporal, feature):
         super().__init__()
         choices = [
-            Choice(name, get(kind, name).Config())
-            for kind, name in (("temporal", temporal), ("feature", feature), ("norm", "rmsnorm"))
+            Choice(case.name, get(case.kind, case.name).Config() if case.config is None else case.config)
+            for case in (temporal, feature, Case("norm", "rmsnorm"))
         ]
         places = [Place(dim=16, depth=2, layer=layer, context=24) for layer in range(2)]
         self.blocks = nn.ModuleList(Block(*choices, place, 0.0) for place in places)
@@ -108,7 +121,7 @@ def main(rank, port):
     mesh = init_device_mesh("cpu", (2,))
     x = Case("feature", "gelu").sample(2, 7)
     rows = {label(case): compare(case.build, x, mesh) for case in CASES}
-    rows |= {"+".join(pair): compare(lambda pair=pair: Stack.build(*pair), x, mesh) for pair in STACKS}
+    rows |= {stacked(pair): compare(lambda pair=pair: Stack.build(*pair), x, mesh) for pair in STACKS}
     rows["recomputed"] = recomputed(mesh)
     if rank == 0:
         print(json.dumps(rows), flush=True)

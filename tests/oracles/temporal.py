@@ -87,22 +87,24 @@ def window(p, x, config, position):
     return torch.stack(rows)
 
 
-def gates(p, name, x, h, count):
-    """The input's and the state's share of each gate, biases included."""
-    mine = (p["cell.weight_ih_l0"] @ x + p["cell.bias_ih_l0"]).chunk(count)
-    back = (p["cell.weight_hh_l0"] @ h + p["cell.bias_hh_l0"]).chunk(count)
-    return mine, back
+def gates(p, x, h, count):
+    """The input's and the state's share of each gate of one head, biases included."""
+    W, R, b, b_ = p
+    return (W @ x + b).chunk(count), (R @ h + b_).chunk(count)
 
 
-def recur(p, x, step, size):
-    """Run `step(x_t, h, c) -> h, c` along every row and project each h."""
+def recur(p, x, step, config):
+    """Run `step(head's parameters, x_t, h, c) -> h, c` along every row, head by head, and project the h."""
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    heads = list(zip(*(p[f"cell.{name}"].chunk(config.heads) for name in names), strict=True))
+    heads = [(W, R.flatten(0, -2), b, b_) for W, R, b, b_ in heads]
     rows = []
     for row in x:
-        h = c = torch.zeros(size, dtype=x.dtype)
+        states = [(torch.zeros(R.shape[1], dtype=x.dtype),) * 2 for _, R, *_ in heads]
         outputs = []
         for t in range(len(row)):
-            h, c = step(row[t], h, c)
-            outputs.append(p["out.weight"] @ h)
+            states = [step(head, row[t], h, c) for head, (h, c) in zip(heads, states, strict=True)]
+            outputs.append(p["out.weight"] @ torch.cat([h for h, _ in states]))
         rows.append(torch.stack(outputs))
     return torch.stack(rows)
 
@@ -110,34 +112,34 @@ def recur(p, x, step, size):
 def rnn(p, x, config, position):
     """Elman: h_t = tanh(W x_t + R h_{t-1} + b)."""
 
-    def step(u, h, c):
-        (a,), (b,) = gates(p, "rnn", u, h, 1)
+    def step(head, u, h, c):
+        (a,), (b,) = gates(head, u, h, 1)
         return torch.tanh(a + b), c
 
-    return recur(p, x, step, p["cell.weight_hh_l0"].shape[1])
+    return recur(p, x, step, config)
 
 
 def gru(p, x, config, position):
     """Cho et al., the reset gate after the recurrent product."""
 
-    def step(u, h, c):
-        (r, z, n), (r_, z_, n_) = gates(p, "gru", u, h, 3)
+    def step(head, u, h, c):
+        (r, z, n), (r_, z_, n_) = gates(head, u, h, 3)
         r, z = 1 / (1 + torch.exp(-r - r_)), 1 / (1 + torch.exp(-z - z_))
         return (1 - z) * torch.tanh(n + r * n_) + z * h, c
 
-    return recur(p, x, step, p["cell.weight_hh_l0"].shape[1])
+    return recur(p, x, step, config)
 
 
 def lstm(p, x, config, position):
     """Hochreiter & Schmidhuber with a forget gate."""
 
-    def step(u, h, c):
-        (i, f, g, o), (i_, f_, g_, o_) = gates(p, "lstm", u, h, 4)
+    def step(head, u, h, c):
+        (i, f, g, o), (i_, f_, g_, o_) = gates(head, u, h, 4)
         i, f, o = (1 / (1 + torch.exp(-a - b)) for a, b in ((i, i_), (f, f_), (o, o_)))
         c = f * c + i * torch.tanh(g + g_)
         return o * torch.tanh(c), c
 
-    return recur(p, x, step, p["cell.weight_hh_l0"].shape[1])
+    return recur(p, x, step, config)
 
 
 ORACLES = {("temporal", f.__name__): f for f in (attention, window, rnn, gru, lstm)}
@@ -158,5 +160,9 @@ VARIANTS = [
     ),
     ("temporal", "window", {"size": 2}, "none"),
     ("temporal", "window", {"size": 30, "ratio": 0.5}, "none"),
+    ("temporal", "rnn", {"heads": 2}, "none"),
+    ("temporal", "gru", {"heads": 2}, "none"),
+    ("temporal", "lstm", {"heads": 2}, "none"),
     ("temporal", "lstm", {"ratio": 1.5}, "none"),
+    ("temporal", "lstm", {"ratio": 1.5, "heads": 4}, "none"),
 ]

@@ -38,6 +38,23 @@ def test_recurrent_matrices_start_orthogonal_gate_by_gate(name, gates):
     assert std_of(part.out.weight) == pytest.approx(48**-0.5 / 4, rel=0.05)
 
 
+@pytest.mark.parametrize(("name", "gates"), [("rnn", 1), ("gru", 3), ("lstm", 4)])
+def test_recurrent_matrices_start_orthogonal_head_by_head(name, gates):
+    part = built("temporal", name, dim=48, config=get("temporal", name).Config(heads=3))
+    assert part.cell.weight_hh_l0.shape == (3, gates * 16, 16)
+    for head in part.cell.weight_hh_l0:
+        for gate in head.chunk(gates):
+            assert torch.allclose(gate @ gate.T, torch.eye(16), atol=1e-5)
+
+
+def test_lstm_forgets_nothing_at_first_in_any_head():
+    part = built("temporal", "lstm", dim=24, config=get("temporal", "lstm").Config(heads=2))
+    for head in (part.cell.bias_ih_l0 + part.cell.bias_hh_l0).chunk(2):
+        i, f, g, o = head.chunk(4)
+        assert torch.equal(f, torch.ones(12))
+        assert all(torch.equal(b, torch.zeros(12)) for b in (i, g, o))
+
+
 def test_lstm_forgets_nothing_at_first():
     part = built("temporal", "lstm", dim=24)
     i, f, g, o = (part.cell.bias_ih_l0 + part.cell.bias_hh_l0).chunk(4)

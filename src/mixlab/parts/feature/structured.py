@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mixlab.errors import UserError
+from mixlab.errors import UserError, near_divisors
 from mixlab.parts.contract import Place, Split, Watched, register
 from mixlab.parts.feature.maps import BlockDenseMap, BlockShuffleMap, DenseMap, LowRankMap, Map
 from mixlab.parts.feature.mlp import FeatureMix, hidden_width
@@ -193,9 +193,7 @@ def _check_blocks(name: str, blocks: int, **sizes: int) -> None:
     """UserError unless the blocks divide every size."""
     for what, size in sizes.items():
         if blocks < 1 or size % blocks:
-            fits = [b for b in range(1, size + 1) if size % b == 0]
-            near = sorted(sorted(fits, key=lambda b: (abs(b - blocks), b))[:2])
             raise UserError(
                 f"{name}: {blocks} blocks do not divide the {what} {size}; the nearest that do are "
-                f"{' and '.join(map(str, near))}"
+                f"{near_divisors(size, blocks)}"
             )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mixlab.errors import UserError
+from mixlab.errors import UserError, near_divisors
 from mixlab.parts.contract import Part, Place, Split, Watched, get, init_linear, register, state_dtype
 from mixlab.parts.norm import RMSNorm
 from mixlab.parts.position import LinearBias, Position
@@ -48,10 +48,9 @@ def default_heads(dim: int) -> int:
 def check_heads(dim: int, heads: int, kv_heads: int) -> None:
     """UserError, naming the nearest counts that fit, unless heads divide the width and groups the heads."""
     if heads < 1 or dim % heads:
-        fits = sorted((h for h in range(1, dim + 1) if dim % h == 0), key=lambda h: (abs(h - heads), h))
         raise UserError(
             f"attention: {heads} heads do not divide the width {dim}; the nearest that do are "
-            f"{' and '.join(map(str, sorted(fits[:2])))}"
+            f"{near_divisors(dim, heads)}"
         )
     if kv_heads < 1 or heads % kv_heads:
         fits = [h for h in range(1, heads + 1) if heads % h == 0]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mixlab.errors import UserError
+from mixlab.errors import UserError, near_divisors
 from mixlab.parts.contract import Part, Place, Role, Split, Watched, init_linear, register
 from mixlab.parts.feature.mlp import hidden_width
 from mixlab.parts.temporal.attention import Scoring, scores
@@ -221,9 +221,7 @@ def _check(config: Any, hidden: int, half: int) -> None:
             f"gmlp: context={config.context} and attention={config.attention} must not be negative"
         )
     if config.groups < 1 or half % config.groups:
-        fits = [g for g in range(1, half + 1) if half % g == 0]
-        near = sorted(sorted(fits, key=lambda g: abs(g - config.groups))[:2])
         raise UserError(
             f"gmlp: groups={config.groups} does not divide {half} channels; the nearest that do are "
-            f"{' and '.join(map(str, near))}"
+            f"{near_divisors(half, config.groups)}"
         )

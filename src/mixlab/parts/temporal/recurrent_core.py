@@ -33,7 +33,8 @@ class Cell:
     """One step of a network with G gates of width H; its state is a tuple of (B, H), the hidden vector first.
 
     a is the input's share of the gates and g the recurrent product, (..., G H) each, biases included.
-    `step` and `factors` take one step, (B, ...), as well as a stretch of them, (n, B, ...).
+    `step` and `factors` take one step, (B, ...), as well as a stretch of them, (n, B, ...); of several heads
+    alike, (heads, B, ...).
     """
 
     additive: ClassVar[bool] = True
@@ -148,12 +149,15 @@ def tanh(x: Tensor) -> Tensor:
 
 def scan(
     cell: Cell,
-    a: Float[Tensor, "T B G"],
-    R: Float[Tensor, "G H"],
-    bias: Float[Tensor, "G"] | None,
+    a: Float[Tensor, "T ... B G"],
+    R: Float[Tensor, "... G H"],
+    bias: Float[Tensor, "... G"] | None,
     state: Tensors,
-) -> tuple[Float[Tensor, "T B H"], Tensors]:
-    """All hidden vectors, in the dtype of a and R, and the state after them, in its own and the bias's."""
+) -> tuple[Float[Tensor, "T ... B H"], Tensors]:
+    """All hidden vectors, in the dtype of a and R, and the state after them, in its own and the bias's.
+
+    Heads are one more axis, before the batch's: a (T, heads, B, G), R (heads, G, H), bias (heads, 1, G).
+    """
     if torch.is_grad_enabled():
         y, *last = cast("Tensors", _Scan.apply(cell, a, R, bias, *state))
         return y, tuple(last)
@@ -165,7 +169,7 @@ def composed(cell: Cell, a: Tensor, R: Tensor, bias: Tensor | None, state: Tenso
     """`scan` in differentiable operations; autograd's graph grows with every step."""
     hs = []
     for a_t in a.to(state[0].dtype):
-        product = state[0].to(R.dtype) @ R.t()
+        product = state[0].to(R.dtype) @ R.mT
         state = cell.step(a_t, product if bias is None else bias + product, state)
         hs.append(state[0])
     return torch.stack(hs).to(a.dtype), *state
@@ -178,17 +182,17 @@ def _spans(a: Tensor) -> Iterator[slice]:
 
 
 def _forward(cell: Cell, a: Tensor, R: Tensor, bias: Tensor | None, state: Tensors) -> tuple[Tensors, Tensor]:
-    """The states, the first one included, (T + 1, B, H) each, and the recurrent products (T, B, G H)."""
-    T, B, _ = a.shape
-    kept = tuple(s.new_empty(T + 1, B, s.shape[1]) for s in state)
-    products, transposed = torch.empty_like(a), R.t().contiguous()
+    """The states, the first one included, (T + 1, B, H) each, and the recurrent products, of a's shape."""
+    kept = tuple(s.new_empty(len(a) + 1, *s.shape) for s in state)
+    products, transposed = torch.empty_like(a), R.mT.contiguous()
+    multiply = torch.mm if R.ndim == 2 else torch.bmm
     for k, s in zip(kept, state, strict=True):
         k[0] = s
     for span in _spans(a):
         after = zip(*(k[span.start + 1 : span.stop + 1].unbind() for k in kept), strict=True)
         steps = zip(a[span].to(state[0].dtype).unbind(), products[span].unbind(), after, strict=True)
         for a_t, product, places in steps:
-            torch.mm(state[0].to(R.dtype), transposed, out=product)
+            multiply(state[0].to(R.dtype), transposed, out=product)
             state = cell.step(a_t, product if bias is None else bias + product, state)
             for place, s in zip(places, state, strict=True):
                 place.copy_(s)
@@ -233,7 +237,7 @@ def _backward(
     dg, acc = torch.empty_like(a), kept[0].dtype
     da = dg if cell.additive else torch.empty_like(a)
     exact = torch.empty_like(a[0], dtype=acc)  # dg of one step
-    gates = exact.split(R.shape[1], -1)
+    gates = exact.split(R.shape[-1], -1)
     dh, carry = grads[1], grads[2:]
     for span in reversed(list(_spans(a))):
         before = tuple(k[span] for k in kept)
@@ -249,6 +253,11 @@ def _backward(
             dh = dh if around is None else around.add_(dh)
         if not cell.additive:
             da[span] = cell.inputs(factors, dhs, dg[span])
-    dR = dg.flatten(0, 1).t() @ kept[0][:-1].flatten(0, 1).to(dg.dtype)
-    dbias = None if bias is None else dg.sum((0, 1), dtype=bias.dtype)
+    dR = _all_steps(dg).mT @ _all_steps(kept[0][:-1].to(dg.dtype))
+    dbias = None if bias is None else dg.sum((0, -2), dtype=bias.dtype).view_as(bias)
     return da, dR, dbias, dh.to(acc), *carry
+
+
+def _all_steps(x: Float[Tensor, "T ... B N"]) -> Float[Tensor, "... TB N"]:
+    """The rows of all steps as one matrix, a matrix a head."""
+    return x.movedim(0, -3).flatten(-3, -2)

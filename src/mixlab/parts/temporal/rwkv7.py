@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mixlab.errors import UserError
+from mixlab.errors import UserError, near_divisors
 from mixlab.parts.contract import Part, Place, Role, Split, register, state_dtype
 from mixlab.parts.shift import blend
 from mixlab.parts.temporal.delta_rule import products
@@ -90,9 +90,10 @@ class RWKV7(Part):
         D = self.dim
         self.heads = config.heads or default_heads(D)
         if self.heads < 1 or D % self.heads:
-            fits = sorted((h for h in range(1, D + 1) if D % h == 0), key=lambda h: (abs(h - self.heads), h))
-            near = " and ".join(map(str, sorted(fits[:2])))
-            raise UserError(f"rwkv7: {self.heads} heads do not divide the width {D}; the nearest are {near}")
+            raise UserError(
+                f"rwkv7: {self.heads} heads do not divide the width {D}; the nearest that do are "
+                f"{near_divisors(D, self.heads)}"
+            )
         if not 1 <= config.chunk <= 64:
             raise UserError(f"rwkv7: chunk must be from 1 to 64 (float32's range), got {config.chunk}")
         for name in ("decay_rank", "rate_rank", "value_rank", "gate_rank"):
