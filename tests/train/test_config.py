@@ -46,6 +46,20 @@ def test_a_value_that_cannot_work_is_named(key, changes):
         replace(TrainConfig(steps=10), **changes).validate()
 
 
+def test_what_averages_takes_no_schedule_that_falls():
+    free = OptimizerConfig(kind="pytorch_optimizer:ScheduleFreeSGD")
+    with pytest.raises(UserError, match="needs 'constant' .*, got 'cosine'"):
+        TrainConfig(steps=10, optimizer=free).validate()
+    TrainConfig(steps=10, optimizer=free, schedule=ScheduleConfig(kind="constant")).validate()
+
+
+def test_the_kinds_own_defaults_are_spelled_out():
+    out = OptimizerConfig(kind="muon", eps=1e-6).spelled_out()
+    assert (out.weight_decay, out.betas, out.eps, out.momentum) == (0.1, (0.9, 0.95), 1e-6, 0.95)
+    assert OptimizerConfig(kind="sgd").spelled_out().betas is None
+    assert out.spelled_out() == out == out.validate()
+
+
 def test_a_misspelt_optimizer_gets_the_nearest():
     with pytest.raises(UserError, match="did you mean 'muon'"):
         OptimizerConfig(kind="moun").validate()

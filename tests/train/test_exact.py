@@ -15,8 +15,9 @@ from mixlab.config import parse, to_mapping
 from mixlab.errors import UserError
 from mixlab.parts.contract import available
 from mixlab.train import loop, randomness
-from mixlab.train.config import RunConfig
+from mixlab.train.config import OptimizerConfig, RunConfig, ScheduleConfig
 from mixlab.train.folder import RunFolder
+from mixlab.train.kinds import KINDS
 from mixlab.train.loop import Trainer, train
 from mixlab.train.metrics import TIMES
 from mixlab.train.step import Stepper
@@ -24,6 +25,15 @@ from mixlab.train.step import Stepper
 from .helpers import stop_at, with_train
 
 PARTS = [(kind, name) for kind in ("temporal", "feature") for name in available(kind)]
+OPTIMIZERS = [
+    *(name for name in KINDS if name != "adamw"),  # the one of every part above
+    *(
+        f"pytorch_optimizer:{name}"
+        for name in ("SOAP", "Shampoo", "Lion", "SophiaH", "ScheduleFreeAdamW", "SAM")
+    ),
+    "pytorch_optimizer:StableSPAM",  # counts in an attribute of its own
+    "pytorch_optimizer:Prodigy",  # estimates its rate in its groups
+]
 OF_THIS_RUN = ("checkpoint", "peak_memory_bytes")  # a path, and what the process used: in the last line only
 
 
@@ -56,15 +66,30 @@ def built_on(config):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("kind", "name"), PARTS, ids=[name for _, name in PARTS])
 def test_every_part_continues_to_the_last_byte(built_on, tmp_path, kind, name, dtype):
-    config = with_train(built_on(**{kind: name}), dtype=dtype)
+    stops_and_resumes(with_train(built_on(**{kind: name}), dtype=dtype), tmp_path)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_continues_to_the_last_byte(built_on, tmp_path, name):
+    optimizer = OptimizerConfig(kind=name, lr=0.01, lr_scale={"embedding": 2.0}, clip=0.5)
+    constant = ScheduleConfig(kind="constant")  # schedule-free takes no other
+    config = with_train(built_on(depth=1), optimizer=optimizer, schedule=constant, steps=4, eval_every=2)
+    stops_and_resumes(config, tmp_path, (1, 3))
+
+
+def stops_and_resumes(config, tmp_path, stops=(1, 3, 5)):
+    """Run straight, and with stops on the way: the records and all tensors at the end are the same."""
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     train(config, straight, progress=quiet)
-    for step in (1, 3, 5):
+    for step in stops:
         assert train(config, stopped, resume=step > 1, progress=stop_at(step))["step"] == step
     assert train(config, stopped, resume=True, progress=quiet)["status"] == "done"
     assert without_times(stopped) == without_times(straight)
     for file in ("model.safetensors", "training.safetensors"):
-        ours, theirs = (load_file(run / "checkpoints/step-0000006" / file) for run in (stopped, straight))
+        ours, theirs = (
+            load_file(run / f"checkpoints/step-{config.train.steps:07d}" / file)
+            for run in (stopped, straight)
+        )
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), file
 

@@ -244,8 +244,8 @@ def test_a_gradient_that_is_not_finite_is_named(config, tmp_path, monkeypatch):
 def test_parameters_that_are_not_finite_are_never_saved(config, tmp_path, monkeypatch):
     real = loop.Optimizers.step
 
-    def diverge(self):
-        real(self)
+    def diverge(self, passes):
+        real(self, passes)
         for parameter in self.parameters.values():
             parameter.data.mul_(math.inf)
 

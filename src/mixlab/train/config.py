@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from mixlab.data.config import DataConfig
-from mixlab.errors import UserError, unknown
+from mixlab.errors import UserError, nearest, unknown
 from mixlab.model.config import ModelConfig
 from mixlab.model.ngram import MAX_ORDER, NGramConfig
+from mixlab.parts.contract import Role
+from mixlab.train import kinds
 
-OptimizerKind = Literal["adamw", "muon"]
 ScheduleKind = Literal["cosine", "wsd", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
-OPTIMIZERS = ("adamw", "muon")
+ROLES: tuple[str, ...] = get_args(Role)
 SCHEDULES = ("cosine", "wsd", "constant")
 DTYPES = ("auto", "float32", "bfloat16")
 HORIZONS = ("steps", "tokens", "minutes")
@@ -36,31 +38,80 @@ def _require_one_of(key: str, value: str, options: tuple[str, ...]) -> None:
 class OptimizerConfig:
     """How gradients become updates.
 
-    adamw: AdamW for every parameter. muon: Muon for the 2-D matrices inside the blocks, AdamW for the rest;
-    its updates are scaled to the size of AdamW's, so one learning rate serves both. Weight decay reaches
-    matrices and the head only. clip: largest global gradient norm, 0 for no clipping.
+    kind: a name in `mixlab.train.kinds.KINDS`, or pytorch_optimizer:NAME; where it is for matrices alone
+    (muon), the 2-D matrices inside the blocks, AdamW takes the rest. weight_decay, betas, eps, momentum: None
+    is the kind's own. weight_decay reaches matrices and the head; decay: role -> another one. lr_scale: role
+    -> factor on the learning rate. clip: largest global gradient norm, 0 for no clipping. options: other
+    arguments of the kind's class.
     """
 
-    kind: OptimizerKind = "adamw"
+    kind: str = "adamw"
     lr: float = 2e-3  # peak, for about 1M parameters (nanoGPT: 1e-3 at 10M, 6e-4 at 124M)
-    weight_decay: float = 0.1  # GPT-3, Llama
-    betas: tuple[float, float] = (0.9, 0.95)  # GPT-3, Llama: a short memory of squares stands bursts better
-    eps: float = 1e-8  # Adam's own; GPT-3
-    momentum: float = 0.95  # Muon only; Jordan et al. 2024
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    momentum: float | None = None
     clip: float = 1.0  # GPT-3, Llama
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+    decay: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """The knobs that the kind takes, its own defaults in place of None."""
+        own = kinds.find(self.kind).takes
+        return {key: own[key] if (value := getattr(self, key)) is None else value for key in own}
+
+    def settings_of(self, rule: str) -> dict[str, Any]:
+        """What the class of `rule`, the kind or what takes its rest, is made with besides the rate."""
+        knobs = {key: value for key, value in self.settings().items() if key in kinds.find(rule).knobs}
+        options = self.options if rule == self.kind else {}
+        return knobs | {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+
+    def spelled_out(self) -> OptimizerConfig:
+        """The same with the kind's own defaults written in place of None."""
+        return replace(self, **self.settings())
 
     def validate(self) -> OptimizerConfig:
-        """Return self; UserError for a value that no optimizer can use."""
+        """Return self; UserError for a kind that is none and for a value that no optimizer can use."""
         where = "train.optimizer"
-        _require_one_of(f"{where}.kind", self.kind, OPTIMIZERS)
+        kind = kinds.find(self.kind)
         _require(0 < self.lr < math.inf, f"{where}.lr", self.lr, "a positive number")
-        _require(0 <= self.weight_decay < math.inf, f"{where}.weight_decay", self.weight_decay, "0 or more")
-        in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require(in_range, f"{where}.betas", list(self.betas), "two numbers in [0, 1)")
-        _require(0 < self.eps < 1, f"{where}.eps", self.eps, "a small positive number")
-        _require(0 <= self.momentum < 1, f"{where}.momentum", self.momentum, "in [0, 1)")
         _require(0 <= self.clip < math.inf, f"{where}.clip", self.clip, "0 (off) or positive")
+        for key in ("weight_decay", "betas", "eps", "momentum"):
+            if getattr(self, key) is not None and key not in kind.takes:
+                raise UserError(f"{where}.{key}: {self.kind} takes none ({_instead(kind, key)})")
+        found = self.settings()
+        decay, betas = found.get("weight_decay", 0.0), found.get("betas", (0.0, 0.0))
+        eps, momentum = found.get("eps", 1e-8), found.get("momentum", 0.0)
+        _require(0 <= decay < math.inf, f"{where}.weight_decay", decay, "0 or more")
+        in_range = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+        _require(in_range, f"{where}.betas", list(betas), "two numbers in [0, 1)")
+        _require(0 < eps < 1, f"{where}.eps", eps, "a small positive number")
+        _require(0 <= momentum < 1, f"{where}.momentum", momentum, "in [0, 1)")
+        for table, least in (("lr_scale", "a positive number"), ("decay", "0 or more")):
+            for role, value in getattr(self, table).items():
+                _require_one_of(f"role in {where}.{table}", role, ROLES)
+                fits = 0 < value < math.inf or (table == "decay" and value == 0)
+                _require(fits, f"{where}.{table}.{role}", value, least)
+        if self.decay and "weight_decay" not in kind.takes:
+            raise UserError(f"{where}.decay: {self.kind} takes no weight decay")
+        for key in self.options:
+            if key not in kind.options():
+                raise UserError(f"{where}.options.{key}: {self.kind} takes none; {_nearest(key, kind)}")
         return self
+
+
+def _instead(kind: kinds.Kind, key: str) -> str:
+    """Where a knob that a kind does not take belongs, if anywhere."""
+    if key in kind.options():
+        return f"give its class's own as train.optimizer.options.{key}"
+    return f"it takes {', '.join(kind.takes)}" if kind.takes else "its knobs are in train.optimizer.options"
+
+
+def _nearest(key: str, kind: kinds.Kind) -> str:
+    if key in kind.takes:
+        return f"that is train.optimizer.{key}"
+    return nearest(key, kind.options()) if kind.options() else "it has no options"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +221,11 @@ class TrainConfig:
         _require_one_of("train.dtype", self.dtype, DTYPES)
         for nested in (self.optimizer, self.schedule, self.checkpoint):
             nested.validate()
+        if kinds.find(self.optimizer.kind).averages and self.schedule.kind != "constant":
+            raise UserError(
+                f"train.schedule.kind: {self.optimizer.kind} averages in place of a falling learning rate; "
+                f"it needs 'constant' (warm-up is fine), got '{self.schedule.kind}'"
+            )
         return self
 
 

@@ -143,10 +143,11 @@ class RunFolder:
 
 
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
-    """The config with the vocabulary that the tokenizer turned out to have."""
+    """The config with the vocabulary that the tokenizer turned out to have, and the kinds' own defaults."""
     if config.model is None:
         return config
-    return replace(config, model=replace(config.model, vocab_size=dataset.tokenizer.vocab_size))
+    train = replace(config.train, optimizer=config.train.optimizer.spelled_out())
+    return replace(config, model=replace(config.model, vocab_size=dataset.tokenizer.vocab_size), train=train)
 
 
 def differing(old: Any, new: Any, path: str = "") -> list[str]:

@@ -164,7 +164,7 @@ class Trainer:
         """One update from one batch; returns its line. Raises as `Stepper.take` does."""
         taken = self.stepper.take(self.middle_of_step())
         done, seconds = self.done, self.clock.lap()
-        tokens, flops = self.stepper.tokens, self.stepper.flops
+        tokens, flops = self.stepper.tokens, taken.flops
         done.step += 1
         done.tokens += tokens
         done.flops += flops
@@ -211,7 +211,7 @@ class Trainer:
         self.saver.wait()
         dtype = "bfloat16" if self.bfloat16 else "float32"
         rows = self.config.eval_batch_size
-        with self.clock.paused(), contextlib.suppress(EvaluationStopped):
+        with self.clock.paused(), self.optimizers.averaged(), contextlib.suppress(EvaluationStopped):
             found = evaluate(
                 self.model, self.valid, context=self.context, batch_size=rows, dtype=dtype, stop=self.stop
             )
@@ -258,7 +258,8 @@ class Trainer:
                 raise RunFailed(
                     f"parameter {bad} is not finite after step {self.done.step}, which is not saved"
                 )
-            self.saver.save(self.done.step, *self.state.contents())
+            with self.optimizers.averaged():
+                self.saver.save(self.done.step, *self.state.contents())
 
     def resume(self, before: TrainConfig) -> None:
         """Put back the newest whole checkpoint and cut the record back to it; `before` is what it ran by."""

@@ -1,72 +1,100 @@
-"""Optimizers by role: which parameter gets which update rule and whether it decays."""
+"""Optimizers by role: which parameter gets which update rule, at what rate and with what decay."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import Optimizer
 
-from mixlab.train.config import OptimizerConfig
+from mixlab.train import kinds
+from mixlab.train.config import ROLES, OptimizerConfig
+from mixlab.train.kinds import Passes
+from mixlab.train.memory import Memory, Tensors
+from mixlab.train.trial import prove
 
 # Decay pulls towards zero what multiplies a stream of activations. A gain is meant to be near one, an
 # embedding row is touched only when its token occurs, and a recurrence's decays and biases set a memory's
 # length.
-DECAYS = {"matrix": True, "head": True, "embedding": False, "gain": False, "recurrence": False}
+DECAYING = ("matrix", "head")
+REST = "adamw"
+"""The kind that takes what another leaves."""
 
 
-def assign(model: nn.Module, kind: str) -> dict[str, tuple[str, bool]]:
-    """Parameter name -> (rule, decays): rule is "adamw" or "muon".
+class Group(NamedTuple):
+    """What parameters that are treated alike share. rule: a kind. lr_scale: factor on the schedule's rate."""
 
-    Every trainable parameter has exactly one entry. RuntimeError where the model's roles are not one for
-    each.
+    rule: str
+    role: str
+    lr_scale: float
+    decay: float
+
+
+def assign(model: nn.Module, config: OptimizerConfig) -> dict[str, Group]:
+    """Parameter name -> its group, for every trainable parameter.
+
+    RuntimeError where the model's roles are not one for each.
     """
     roles: Mapping[str, str] = model.parameter_roles()  # type: ignore[operator]
+    scales: Mapping[str, float] = model.lr_scales()  # type: ignore[operator]
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     every = {name for name, _ in model.named_parameters()}
     if not set(named) <= set(roles) <= every:
         wrong = sorted((set(named) - set(roles)) | (set(roles) - every))
         raise RuntimeError(f"parameter_roles() and named_parameters() disagree about {', '.join(wrong)}")
-    strange = sorted(set(roles.values()) - set(DECAYS))
+    strange = sorted(set(roles.values()) - set(ROLES))
     if strange:
         raise RuntimeError(f"unknown parameter roles: {', '.join(strange)}")
+    kind, decay = kinds.find(config.kind), config.settings().get("weight_decay", 0.0)
     plan = {}
     for name, parameter in named.items():
-        # torch's Muon takes 2-D tensors only; a matrix of another shape (a convolution) stays with AdamW.
-        by_muon = kind == "muon" and roles[name] == "matrix" and parameter.ndim == 2
-        plan[name] = ("muon" if by_muon else "adamw", DECAYS[roles[name]])
+        role = roles[name]
+        # A matrix that is not stored in two dimensions (a convolution, blocks) is none to these rules.
+        left = kind.matrices and not (role == "matrix" and parameter.ndim == 2)
+        plan[name] = Group(
+            rule=REST if left else config.kind,
+            role=role,
+            lr_scale=scales.get(name, 1.0) * config.lr_scale.get(role, 1.0),
+            decay=config.decay.get(role, decay if role in DECAYING else 0.0),
+        )
     return plan
 
 
 class Optimizers:
-    """The optimizers of one model, stepped together, with their state by parameter name."""
+    """The optimizers of one model, stepped together, with their memory by parameter name."""
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         self.config = config
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.plan = assign(model, config.kind)
-        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-        for name, group in self.plan.items():
-            groups.setdefault(group, []).append(self.parameters[name])
-        decay = {True: config.weight_decay, False: 0.0}
-        tables = {
-            rule: [{"params": ps, "weight_decay": decay[d]} for (r, d), ps in groups.items() if r == rule]
-            for rule in ("adamw", "muon")
-        }
+        self.plan = assign(model, config)
         self.by_rule: dict[str, Optimizer] = {}
-        if tables["adamw"]:
-            # One kernel a parameter, not a dozen: a third of the time of foreach on a CPU.
-            self.by_rule["adamw"] = AdamW(
-                tables["adamw"], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
-            )
-        if tables["muon"]:
-            # match_rms_adamw scales an update of spectral norm 1 to the root mean square of AdamW's (about
-            # 0.2), so that its learning rate and decay carry over (Liu et al. 2025, arXiv 2502.16982,
-            # section 2.2).
-            self.by_rule["muon"] = Muon(
-                tables["muon"], lr=config.lr, momentum=config.momentum, adjust_lr_fn="match_rms_adamw"
-            )
+        self.tables: list[tuple[Group, dict[str, Any]]] = []
+        for rule in dict.fromkeys(group.rule for group in self.plan.values()):
+            self._make(rule)
+        self.memories = {rule: Memory(o, f"@{rule.replace(':', '.')}") for rule, o in self.by_rule.items()}
+        self._apart: Tensors = {}
         self._check_each_once()
+
+    def _make(self, rule: str) -> None:
+        """The optimizer of one rule, with a parameter group for each of its groups."""
+        kind, settings = kinds.find(rule), self.config.settings_of(rule)
+        if rule not in kinds.KINDS or (rule == self.config.kind and self.config.options):
+            prove(kind, rule, self.config.lr, settings)
+        groups: dict[Group, list[nn.Parameter]] = {}
+        for name, group in self.plan.items():
+            if group.rule == rule:
+                groups.setdefault(group, []).append(self.parameters[name])
+        settings.pop("weight_decay", None)
+        takes_decay = "weight_decay" in kind.knobs
+        tables = [
+            {"params": parameters, **({"weight_decay": group.decay} if takes_decay else {})}
+            for group, parameters in groups.items()
+        ]
+        optimizer = self.by_rule[rule] = kind.make(tables, self.config.lr, settings)
+        self.tables += zip(groups, optimizer.param_groups, strict=True)
 
     def _check_each_once(self) -> None:
         held = [id(p) for o in self.by_rule.values() for group in o.param_groups for p in group["params"]]
@@ -74,10 +102,9 @@ class Optimizers:
             raise RuntimeError("every parameter must be in exactly one optimizer group")
 
     def set_lr(self, lr: float) -> None:
-        """Use `lr` in every group from the next step on."""
-        for optimizer in self.by_rule.values():
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        """Use `lr`, times its own scale, in every group from the next step on."""
+        for group, table in self.tables:
+            table["lr"] = lr * group.lr_scale
 
     def keep(self, model: nn.Module) -> None:
         """Go on with the parameters that `model` still has, and forget the others."""
@@ -92,10 +119,10 @@ class Optimizers:
                 optimizer.state.pop(p, None)
         self._check_each_once()
 
-    def step(self) -> None:
+    def step(self, passes: Passes) -> None:
         """Update every parameter from its gradient, and drop the gradients."""
-        for optimizer in self.by_rule.values():
-            optimizer.step()
+        for rule, optimizer in self.by_rule.items():
+            kinds.find(rule).drive(optimizer, passes)
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
@@ -108,28 +135,54 @@ class Optimizers:
         limit = self.config.clip or float("inf")
         return nn.utils.clip_grad_norm_(self.parameters.values(), limit, foreach=True)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """ "PARAMETER:KEY" -> tensor, for every tensor that any optimizer keeps."""
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, parameters are those that count: to be evaluated, and kept as the model's."""
+        averaging: list[Any] = [o for rule, o in self.by_rule.items() if kinds.find(rule).averages]
+        if not averaging:
+            yield
+            return
+        # Changing over and back is an interpolation each way, which does not give the same bits.
+        self._apart = {name: p.detach().clone() for name, p in self.parameters.items()}
+        for optimizer in averaging:
+            optimizer.eval()
+        try:
+            yield
+        finally:
+            for optimizer in averaging:
+                optimizer.train()
+            with torch.no_grad():
+                for name, p in self.parameters.items():
+                    p.copy_(self._apart[name])
+            self._apart = {}
+
+    def state_dict(self) -> tuple[Tensors, dict[str, Any]]:
+        """What the optimizers remember: tensors, and what JSON holds.
+
+        Inside `averaged` the parameters that are trained are among it.
+        """
         names = {id(p): name for name, p in self.parameters.items()}
-        return {
-            f"{names[id(p)]}:{key}": value
-            for optimizer in self.by_rule.values()
-            for p, kept in optimizer.state.items()
-            for key, value in kept.items()
-            if isinstance(value, Tensor)
-        }
+        tensors = {f"{name}:{TRAINED}": p for name, p in self._apart.items()}
+        scalars = {}
+        for rule, memory in self.memories.items():
+            kept, scalars[rule] = memory.save(names)
+            tensors |= kept
+        return tensors, scalars
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave; KeyError for a parameter that the model does not have."""
-        for optimizer in self.by_rule.values():
-            optimizer.state.clear()
-        for label, value in tensors.items():
-            name, _, key = label.rpartition(":")
-            parameter = self.parameters[name]
-            # A fused optimizer keeps its step counter with the parameter too.
-            self.by_rule[self.plan[name][0]].state[parameter][key] = value.to(parameter.device, copy=True)
+        trained = {n.partition(":")[0]: t for n, t in tensors.items() if n.endswith(f":{TRAINED}")}
+        with torch.no_grad():
+            for name, tensor in trained.items():
+                self.parameters[name].copy_(tensor)
+        kept = {label: t for label, t in tensors.items() if not label.endswith(f":{TRAINED}")}
+        strangers = {label.partition(":")[0] for label in kept if ":" in label} - set(self.parameters)
+        if strangers:
+            raise KeyError(f"no parameter {min(strangers)}")
+        for rule, memory in self.memories.items():
+            own = {name: p for name, p in self.parameters.items() if self.plan[name].rule == rule}
+            memory.load(kept, scalars.get(rule, {}), own)
 
-    def explain(self) -> dict[str, str]:
-        """Parameter name -> one phrase: the rule and the decay."""
-        decay = self.config.weight_decay
-        return {name: f"{rule}, decay {decay if d else 0}" for name, (rule, d) in self.plan.items()}
+
+TRAINED = "trained"
+"""The key of the parameters that `averaged` puts aside."""

@@ -49,13 +49,14 @@ class State:
     def contents(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """File -> name -> tensor, in the memory that training goes on to change, and training.json."""
         random, scalars = self.draws()
-        optimizer = {f"optimizer.{name}": t for name, t in self.optimizers.state_dict().items()}
+        kept, remembered = self.optimizers.state_dict()
+        optimizer = {f"optimizer.{name}": t for name, t in kept.items()}
         guides = {f"training.{name}": p for name, p in checkpoint.training_only(self.model).items()}
         tensors = {
             checkpoint.MODEL: checkpoint.model_tensors(self.model),
             checkpoint.TENSORS: {**optimizer, **guides, **random},
         }
-        return tensors, {"counters": asdict(self.done), **scalars}
+        return tensors, {"counters": asdict(self.done), "optimizers": remembered, **scalars}
 
     def load(self, path: Path) -> None:
         """Put back the `contents` that are in a checkpoint's folder."""
@@ -64,7 +65,8 @@ class State:
         scalars = read_json(path / checkpoint.SCALARS)
         random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random.")}
         self._load_training_only(tensors)
-        self.optimizers.load_state_dict({n.removeprefix("optimizer."): t for n, t in tensors.items()})
+        kept = {name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()}
+        self.optimizers.load_state_dict(kept, scalars.get("optimizers", {}))
         saved = Counters(**scalars["counters"])
         for field in fields(Counters):
             setattr(self.done, field.name, getattr(saved, field.name))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mixlab.data.batches import Pair
 from mixlab.errors import RunFailed
 from mixlab.train import diagnose
 from mixlab.train.config import TrainConfig
@@ -22,17 +23,19 @@ class StepStopped(Exception):
 
 
 class Taken(NamedTuple):
-    """What a step says of itself. loss: mean nats a token of its batch. norm: the gradient's, unclipped."""
+    """What a step says of itself. loss: mean nats a token of its batch. norm: the gradient's, unclipped.
+    flops: of all the passes that it took."""
 
     loss: float
     lr: float
     norm: float
+    flops: int
 
 
 class Stepper:
     """Takes a run's steps, each of which changes `state` as a whole or leaves it as it was.
 
-    tokens, flops: of one step, the flops by the model's own forward formula.
+    tokens, flops: of one step with a single gradient, the flops by the model's own forward formula.
     """
 
     def __init__(
@@ -63,18 +66,27 @@ class Stepper:
             assert before is not None
             state.rewind(before)
             raise
-        loss, norm = torch.stack([total, optimizers.clip()]).tolist()
+        loss, norm = self.clip(total, batch)
+        passes = FurtherPasses(self, batch)
+        optimizers.step(passes)
+        return Taken(loss, lr, norm, self.flops + passes.flops)
+
+    def clip(self, total: Tensor, batch: Pair) -> tuple[float, float]:
+        """(loss, gradient norm before it is clipped) of a batch; RunFailed if either is not finite."""
+        loss, norm = torch.stack([total, self.state.optimizers.clip()]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise RunFailed(self.what_went_bad(loss, norm, *batch))
-        optimizers.step()
-        return Taken(loss, lr, norm)
+        return loss, norm
 
-    def backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Add up the gradients of the batch, a micro-batch at a time; returns its mean loss, nats a token."""
+    def backward(self, inputs: Tensor, targets: Tensor, *, stops: bool = True) -> Tensor:
+        """Add up the gradients of the batch, a micro-batch at a time; returns its mean loss, nats a token.
+
+        StepStopped, if it `stops`, where a stop is requested before the last.
+        """
         total = torch.zeros((), device=self.state.device)
         pieces = zip(*(t.tensor_split(self.config.accumulate) for t in (inputs, targets)), strict=True)
         for piece, (x, y) in enumerate(pieces):
-            if piece and self.stop.requested:
+            if stops and piece and self.stop.requested:
                 raise StepStopped
             # Weighted by its tokens, so that pieces of unequal size still sum to the batch's own mean.
             loss = self.loss(x, y) * (y.numel() / targets.numel())
@@ -88,6 +100,17 @@ class Stepper:
         inputs, targets = (t.to(device, non_blocking=True) for t in (inputs, targets))
         with autocast(device, self.bfloat16):
             return self.state.model.loss(inputs, targets)
+
+    @torch.no_grad()
+    def draw(self, inputs: Tensor) -> Tensor:
+        """A token after each of `inputs` (B, T), by the model's own probabilities."""
+        drawn = []
+        for x in inputs.tensor_split(self.config.accumulate):
+            with autocast(self.state.device, self.bfloat16):
+                logits = self.state.model(x.to(self.state.device)).logits
+            probabilities = logits.float().flatten(0, 1).softmax(-1)
+            drawn.append(torch.multinomial(probabilities, 1).view_as(x))
+        return torch.cat(drawn)
 
     def count_flops(self) -> None:
         """Set `flops`: backward costs two forwards, as a product has a gradient for each of its factors."""
@@ -103,3 +126,29 @@ class Stepper:
         where = diagnose.explain(self.state.model, lambda: self.loss(inputs, targets))
         lr = self.config.optimizer.lr
         return f"{what} at step {self.state.done.step + 1}: {where}; try a train.optimizer.lr below {lr:g}"
+
+
+class FurtherPasses:
+    """What an optimizer may ask for in the middle of a step: see `kinds.Passes`. flops: of those made.
+
+    Parameters are not where a checkpoint may find them then: these passes do not stop half-way.
+    """
+
+    def __init__(self, stepper: Stepper, batch: Pair) -> None:
+        self.stepper, self.batch = stepper, batch
+        self.flops = 0
+
+    def again(self) -> None:
+        """The batch's gradients at the present parameters, clipped."""
+        self.stepper.state.optimizers.drop_gradients()
+        total = self.stepper.backward(*self.batch, stops=False)
+        self.stepper.clip(total, self.batch)
+        self.flops += self.stepper.flops
+
+    def drawn(self) -> int:
+        """Gradients towards drawn tokens, as they are; the forward that draws them is a pass of its own."""
+        self.stepper.state.optimizers.drop_gradients()
+        inputs, targets = self.batch
+        self.stepper.backward(inputs, self.stepper.draw(inputs), stops=False)
+        self.flops += self.stepper.flops * 4 // 3
+        return targets.numel()
