@@ -95,15 +95,17 @@ def forward(
 
 
 def backward(
-    x: Steps, kept: Kept, dy: Float[Tensor, "N B H C V"], dS: Float[Tensor, "B H V K"]
+    kept: Kept, dy: Float[Tensor, "N B H C V"], dS: Float[Tensor, "B H V K"]
 ) -> tuple[Steps, Float[Tensor, "B H V K"]]:
     """The gradients of the steps and of the first memory, from those of y and of the last memory.
 
-    x.v and x.log_w are not read.
+    The gradient of log W_t is a difference of sums over pairs of steps, what t reads less what is written at
+    t, in which all pairs on one side of a step cancel: only if both sums are of the same numbers, so that the
+    rounded X and Z are what dX and dZ meet there, and those two keep their precision.
     """
     decay, X, Z, G, inverse, uv, S = kept
-    low, C = X.dtype, x.r.shape[-2]
-    mask, sums, _ = _masks(C, low, x.r.dtype, x.r.device)
+    C = decay.shape[-2]
+    mask, sums, _ = _masks(C, X.dtype, decay.dtype, X.device)
     D = torch.empty_like(uv)  # gradients of [u; y]
     D[..., C:, :] = dy
     from_memory = inverse.mT @ Z[..., :C, :]
@@ -111,23 +113,24 @@ def backward(
     dSbar = torch.empty_like(S[1:])  # gradient of S_C / W_C
     dend = torch.empty_like(decay[..., -1:, :])  # of log W_C
     for n in reversed(range(len(X))):
-        dend[n] = (S[n + 1] * dS).sum(-2, keepdim=True)
         dS = dS * decay[n, ..., -1:, :]
         dSbar[n] = dS
+        dend[n] = (S[n] * dS).sum(-2, keepdim=True)
         D[n, ..., :C, :] = from_y[n] + from_memory[n] @ dSbar[n].mT
         dS = dS + D[n].mT @ X[n]
-    dG = (D @ uv.mT).mul_(mask)
-    dX = D @ S[:-1] + dG @ Z
-    dZ = dG.mT @ X + uv @ dSbar
     dv = Z[..., C:, :] @ dSbar.mT + G[..., C:].mT @ D
-    grow = decay.reciprocal()
-    da = dX[..., :C, :].to(decay.dtype)
-    da[..., 1:, :] *= decay[..., :-1, :]
-    dr, db, dk = dX[..., C:, :] * decay, dZ[..., :C, :] * grow, dZ[..., C:, :] * grow
-    late = da * x.a
-    dtotal = (late + dr * x.r).sub_(db * x.b).sub_(dk * x.k)  # of log W_t
+    dG, kept_on = (D @ uv.mT).mul_(mask).to(decay.dtype), uv @ dSbar
+    X, Z = X.to(decay.dtype), Z.to(decay.dtype)
+    dX, dZ = dG @ Z + D @ S[:-1], dG.mT @ X + kept_on
+    read, written, dend = dX * X, dZ * Z, dend.add_((Z * kept_on).sum(-2, keepdim=True))
+    late = read[..., :C, :]
+    dtotal = (late + read[..., C:, :]).sub_(written[..., :C, :]).sub_(written[..., C:, :])  # of log W_t
     dtotal[..., -1:, :] += dend
     dlog_w = (sums.mT @ dtotal).sub_(late)
+    grow = decay.reciprocal()
+    dr, db, dk = dX[..., C:, :] * decay, dZ[..., :C, :] * grow, dZ[..., C:, :] * grow
+    da = dX[..., :C, :]
+    da[..., 1:, :] *= decay[..., :-1, :]
     return Steps(dr, dlog_w, dk, dv, da, db), dS
 
 

@@ -239,7 +239,7 @@ def _group_backward(
     )
     dbonus = (dread * x.v).sum(-1, keepdim=True)
     # the delta rule
-    d, dS = delta_rule.backward(x, kept, dy, dS)
+    d, dS = delta_rule.backward(kept, dy, dS)
     dr_k = x.r * x.k * dbonus
     pull = vector(p.r_k) * dbonus
     dr = torch.addcmul(d.r, pull, x.k)
