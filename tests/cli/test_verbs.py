@@ -62,6 +62,15 @@ def test_resume_goes_on_for_longer_when_told(mixlab: Command, runs: Path) -> Non
     assert json.loads(done.out)["step"] == 5
 
 
+def test_the_length_may_be_flops_or_epochs(mixlab: Command, runs: Path) -> None:
+    flops = json.loads(mixlab("train", "--resume", runs / "neural", "--steps", "4", "--json").out)["flops"]
+    longer = ("train", "--resume", runs / "neural", "--json")
+    assert json.loads(mixlab(*longer, "--flops", f"{flops * 1.25:.0f}").out)["step"] == 5
+    done = mixlab(*longer, "--epochs", "0.1")
+    assert json.loads(done.out)["tokens"] >= 0.1 * 0.8 * len(TEXT.encode())
+    assert "100%" in done.err
+
+
 def test_a_saved_config_makes_the_same_run_again(mixlab: Command, runs: Path) -> None:
     done = mixlab("train", "--preset", runs / "neural" / "config.toml", "--out", "again", "--json")
     lines = (runs / "neural" / "metrics.jsonl").read_text().splitlines()

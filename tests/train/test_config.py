@@ -14,7 +14,7 @@ from mixlab.train.config import CheckpointConfig, OptimizerConfig, RunConfig, Sc
     "horizon", [{}, {"steps": 1, "tokens": 2}, {"steps": 1, "tokens": 2, "minutes": 1.0}]
 )
 def test_a_horizon_is_given_exactly_once(horizon):
-    with pytest.raises(UserError, match="exactly one of steps, tokens and minutes"):
+    with pytest.raises(UserError, match="exactly one of steps, tokens, epochs, minutes and flops"):
         TrainConfig(**horizon).validate()
 
 
@@ -23,6 +23,8 @@ def test_a_horizon_is_given_exactly_once(horizon):
     [
         ("steps", {"steps": 0}),
         ("minutes", {"steps": None, "minutes": -1.0}),
+        ("epochs", {"steps": None, "epochs": 0.0}),
+        ("flops", {"steps": None, "flops": float("inf")}),
         ("seed", {"seed": -1}),
         ("batch_size", {"batch_size": 0}),
         ("accumulate", {"accumulate": 17}),
@@ -81,4 +83,13 @@ def test_a_config_survives_toml(config, tmp_path):
 def test_with_horizon_replaces_the_other_horizon():
     config = TrainConfig(steps=10).with_horizon(minutes=2.0)
     assert (config.steps, config.tokens, config.minutes) == (None, None, 2.0)
-    assert config.progress(steps=5, tokens=5, seconds=30) == 0.25
+    assert config.progress(steps=5, tokens=5, seconds=30, flops=5) == 0.25
+    assert config.with_horizon(flops=1e6).progress(steps=5, tokens=5, seconds=30, flops=4e5) == 0.4
+
+
+def test_epochs_are_tokens_of_the_text():
+    config = TrainConfig(epochs=1.5).for_text(1000)
+    assert (config.tokens, config.epochs) == (1500, None)
+    assert TrainConfig(steps=3).for_text(1000) == TrainConfig(steps=3)
+    with pytest.raises(RuntimeError, match="without a text"):
+        TrainConfig(epochs=1.5).progress(steps=1, tokens=1, seconds=1, flops=1)

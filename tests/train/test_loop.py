@@ -32,7 +32,7 @@ def test_the_loss_falls_and_the_record_is_whole(config, tmp_path):
     config = with_train(config, steps=40, eval_every=20, optimizer=OptimizerConfig(lr=2e-2))
     summary = train(config, tmp_path / "run", progress=seen.append)
     lines = read_metrics(tmp_path / "run/metrics.jsonl")
-    start = {"kind": "start", "run": str(tmp_path / "run")}
+    start = {"kind": "start", "run": str(tmp_path / "run"), "length": {"steps": 40}}
     assert [start, *lines] == [line for line in seen if line["kind"] != "note"]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 41))
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [20, 40]
@@ -95,6 +95,30 @@ def test_the_horizon_may_be_minutes(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Clock, "lap", lambda self: 6.0)
     summary = train(with_train(config, steps=None, minutes=0.5), tmp_path / "run", progress=quiet)
     assert (summary["step"], summary["seconds"]) == (5, 30.0)
+
+
+def test_the_horizon_may_be_epochs(config, tmp_path):
+    lines = []
+    summary = train(with_train(config, steps=None, epochs=0.1), tmp_path / "run", progress=lines.append)
+    tokens = round(0.1 * mixlab.data.prepare(config.data).facts["train_tokens"])
+    assert lines[0]["length"] == {"tokens": tokens}
+    assert summary["tokens"] - 64 < tokens <= summary["tokens"]
+    assert (tmp_path / "run/config.toml").read_text().count(f"tokens = {tokens}\n") == 1
+    assert (
+        train(with_train(config, steps=None, epochs=0.12), tmp_path / "run", resume=True, progress=quiet)[
+            "tokens"
+        ]
+        > summary["tokens"]
+    )
+
+
+def test_the_horizon_may_be_flops(config, tmp_path):
+    train(config, tmp_path / "steps", progress=quiet)
+    flops = record(tmp_path / "steps", "step")[-1]["flops"]
+    train(with_train(config, steps=None, flops=float(flops)), tmp_path / "flops", progress=quiet)
+    assert record(tmp_path / "steps") == record(tmp_path / "flops")
+    one_more = with_train(config, steps=None, flops=flops + 1.0)
+    assert train(one_more, tmp_path / "flops", resume=True, progress=quiet)["step"] == 9
 
 
 def test_the_learning_rate_reaches_neither_zero_nor_beyond_the_peak(config, tmp_path):

@@ -3,13 +3,15 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixlab.train.config import ScheduleConfig
+from mixlab.train.config import SCHEDULES, ScheduleConfig
 from mixlab.train.schedules import lr_factor
 
-KINDS = ("cosine", "wsd", "constant")
+KINDS = SCHEDULES
+PLAIN = [kind for kind in KINDS if kind != "onecycle"]
 kinds = st.sampled_from(KINDS)
 fraction = st.floats(0, 0.5)
 
@@ -20,7 +22,7 @@ def test_the_factor_is_a_fraction_whatever_the_progress(kind, warmup, decay, fin
     assert 0 <= factor <= 1 + 1e-12
 
 
-@given(kinds, st.floats(0.01, 0.5))
+@given(st.sampled_from(PLAIN), st.floats(0.01, 0.5))
 def test_warm_up_is_linear_to_the_peak(kind, warmup):
     config = ScheduleConfig(kind=kind, warmup=warmup, final=0.3)
     assert lr_factor(config, warmup / 4) == pytest.approx(0.25)
@@ -44,3 +46,36 @@ def test_wsd_holds_the_peak_until_its_decay():
 
 def test_cosine_is_half_way_down_in_the_middle():
     assert lr_factor(ScheduleConfig(kind="cosine", warmup=0.2, final=0.0), 0.6) == pytest.approx(0.5)
+
+
+def test_linear_is_a_straight_line_to_its_end():
+    config = ScheduleConfig(kind="linear", warmup=0.2, final=0.1)
+    assert lr_factor(config, 0.4) == pytest.approx(0.1 + 0.9 * 0.75)
+    assert lr_factor(config, 0.8) == pytest.approx(0.1 + 0.9 * 0.25)
+
+
+def test_one_cycle_rises_from_a_twenty_fifth_to_the_peak_and_falls_to_nothing():
+    config = ScheduleConfig(kind="onecycle")
+    assert lr_factor(config, 0.0) == pytest.approx(0.04)
+    assert lr_factor(config, 0.15) == pytest.approx(0.52)  # half-way up
+    assert lr_factor(config, 0.3) == 1.0
+    assert lr_factor(config, 0.65) == pytest.approx(0.5)  # half-way down
+    assert lr_factor(config, 1.0) == 0.0
+    rising = [lr_factor(config, 0.3 * i / 20) for i in range(21)]
+    assert rising == sorted(rising)
+
+
+def test_one_cycle_is_that_of_torch():
+    steps, parameter = 50, torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=steps, cycle_momentum=False
+    )
+    for step in range(steps):  # theirs peaks at step 0.3 * 50 - 1 and ends at step 49
+        peak, last = 0.3 * steps - 1, steps - 1
+        ours = 0.3 * step / peak if step <= peak else 0.3 + 0.7 * (step - peak) / (last - peak)
+        assert theirs.get_last_lr()[0] == pytest.approx(
+            lr_factor(ScheduleConfig(kind="onecycle"), ours), abs=1e-4
+        )
+        optimizer.step()
+        theirs.step()

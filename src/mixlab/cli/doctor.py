@@ -11,6 +11,10 @@ from mixlab.cli.options import Json
 EXTRAS = {
     "data": (("datasets", "pyarrow"), "parquet files and Hugging Face dataset folders as TEXT"),
     "bench": (("transformers",), "the side-by-side timings of bench/"),
+    "optimizers": (
+        ("pytorch_optimizer",),
+        "optimizers by the name of their class, as pytorch_optimizer:SOAP",
+    ),
 }
 """The optional groups of pyproject.toml: their modules, and what they add."""
 

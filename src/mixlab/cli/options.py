@@ -9,7 +9,7 @@ import typer
 
 from mixlab.errors import UserError
 
-SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12, "p": 10**15}
 
 
 def count(text: str, what: str) -> int:

@@ -30,7 +30,12 @@ def train(
     ] = None,
     steps: Annotated[str | None, typer.Option(help="Train for this many steps ...", metavar="N")] = None,
     tokens: Annotated[str | None, typer.Option(help="... or tokens, such as 2M ...", metavar="N")] = None,
-    minutes: Annotated[float | None, typer.Option(help="... or minutes.", metavar="M")] = None,
+    epochs: Annotated[float | None, typer.Option(help="... or epochs ...", metavar="E")] = None,
+    minutes: Annotated[float | None, typer.Option(help="... or minutes ...", metavar="M")] = None,
+    flops: Annotated[
+        str | None,
+        typer.Option(help="... or FLOPs, forward and backward, such as 1e15 or 500T.", metavar="N"),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of the weights and the order of the text.", metavar="S")
     ] = None,
@@ -48,7 +53,7 @@ def train(
 
     A run that was stopped (Ctrl-C saves first) goes on with --resume RUN, for longer if a length is given.
     """
-    horizon = {"steps": steps, "tokens": tokens, "minutes": minutes}
+    horizon = {"steps": steps, "tokens": tokens, "epochs": epochs, "minutes": minutes, "flops": flops}
     if resume is not None:
         given = {"TEXT": text, "--preset": preset, "--out": out, "--seed": seed, "--set": overrides}
         given |= {"--deterministic": deterministic or None}
@@ -108,14 +113,14 @@ def absolute(source: str) -> str:
 
 
 def set_horizon(train: dict[str, Any], horizon: Mapping[str, Any]) -> None:
-    """Put the one given of steps, tokens and minutes into a `[train]` table, in place of the preset's."""
+    """Put the one length that is given into a `[train]` table, in place of the preset's."""
     given = {key: value for key, value in horizon.items() if value is not None}
     if len(given) > 1:
         raise UserError(f"give one of {' and '.join(f'--{key}' for key in given)}, not both")
     for key, value in given.items():
-        for other in ("steps", "tokens", "minutes"):
+        for other in horizon:
             train.pop(other, None)
-        train[key] = value if key == "minutes" else count(value, f"--{key}")
+        train[key] = value if key in ("epochs", "minutes") else count(value, f"--{key}")
 
 
 def unused(folder: Path, name: str) -> Path:
@@ -131,15 +136,19 @@ def _train(config: RunConfig, folder: Path, *, resume: bool, as_json: bool) -> N
     from mixlab.cli.console import Progress, note, print_json
     from mixlab.train import train as work
 
+    length: dict[str, float] = {}
+
     def fraction(line: Mapping[str, Any]) -> float:
-        if config.model is None:
-            return 1.0  # an n-gram counts once
-        return config.train.progress(steps=line["step"], tokens=line["tokens"], seconds=line["seconds"])
+        for key, whole in length.items():
+            done = {**line, "steps": line["step"], "minutes": line["seconds"] / 60}
+            return float(done[key] / whole)
+        return 1.0  # an n-gram counts once
 
     with Progress(config.name, fraction) as progress:
 
         def report(line: Mapping[str, Any]) -> None:
             if line["kind"] == "start":
+                length.update(line["length"])
                 note(f"training {config.name} in {line['run']}")
             progress(line)
 

@@ -14,13 +14,13 @@ from mixlab.model.ngram import MAX_ORDER, NGramConfig
 from mixlab.parts.contract import Role
 from mixlab.train import kinds
 
-ScheduleKind = Literal["cosine", "wsd", "constant"]
+ScheduleKind = Literal["cosine", "linear", "wsd", "constant", "onecycle"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 ROLES: tuple[str, ...] = get_args(Role)
-SCHEDULES = ("cosine", "wsd", "constant")
+SCHEDULES = ("cosine", "linear", "wsd", "constant", "onecycle")
 DTYPES = ("auto", "float32", "bfloat16")
-HORIZONS = ("steps", "tokens", "minutes")
+HORIZONS = ("steps", "tokens", "epochs", "minutes", "flops")
 
 
 def _require(holds: bool, key: str, value: object, expected: str) -> None:
@@ -116,22 +116,32 @@ def _nearest(key: str, kind: kinds.Kind) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning rate over the horizon; `warmup`, `decay`: fractions of it, `final`: of the peak."""
+    """The learning rate over the horizon; `warmup`, `decay`: fractions of it, `final`: of the peak.
+
+    warmup: None is 0.05 (2% is usual for 5000 steps; a run of hundreds needs its tens of steps too), and for
+    onecycle, whose first half it is, 0.3 (fastai's; Smith & Topin 2018 took 0.45).
+    """
 
     kind: ScheduleKind = "cosine"
-    warmup: float = 0.05  # 2% is usual for 5000 steps; a run of hundreds needs its tens of steps too
+    warmup: float | None = None
     decay: float = 0.2  # wsd only; Haegele et al. 2024: 20% is where longer stops helping
     final: float = 0.0  # Bergsma et al. 2025 (arXiv 2502.15938): to zero beats to a tenth
+
+    @property
+    def rise(self) -> float:
+        """The fraction of the horizon until the peak."""
+        usual = 0.3 if self.kind == "onecycle" else 0.05
+        return usual if self.warmup is None else self.warmup
 
     def validate(self) -> ScheduleConfig:
         """Return self; UserError for fractions out of range or phases that overlap."""
         where = "train.schedule"
         _require_one_of(f"{where}.kind", self.kind, SCHEDULES)
-        _require(0 <= self.warmup < 1, f"{where}.warmup", self.warmup, "a fraction of the horizon in [0, 1)")
+        _require(0 <= self.rise < 1, f"{where}.warmup", self.warmup, "a fraction of the horizon in [0, 1)")
         _require(0 <= self.final <= 1, f"{where}.final", self.final, "a fraction of the peak in [0, 1]")
         if self.kind == "wsd":
             _require(0 < self.decay <= 1, f"{where}.decay", self.decay, "a fraction of the horizon in (0, 1]")
-            together = self.warmup + self.decay
+            together = self.rise + self.decay
             _require(together <= 1, f"{where}.warmup + {where}.decay", together, "at most 1")
         return self
 
@@ -159,8 +169,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run; exactly one of `steps`, `tokens` and `minutes` says how long.
+    """One training run; exactly one of `steps`, `tokens`, `epochs`, `minutes` and `flops` says how long.
 
+    epochs: times every token of the training text. flops: the model's by its formula, forward and backward.
     minutes: of training; evaluations and checkpoints are not counted. batch_size: rows of `context` tokens
     per step, cut into `accumulate` micro-batches when they do not fit in memory at once. eval_every: steps
     between evaluations, 0 for one at the end only. dtype: auto is bfloat16 autocast where that was measured
@@ -171,7 +182,9 @@ class TrainConfig:
     seed: int = 0
     steps: int | None = None
     tokens: int | None = None
+    epochs: float | None = None
     minutes: float | None = None
+    flops: float | None = None
     batch_size: int = 16  # 4096 tokens a step at the default context: small models learn most a token there
     accumulate: int = 1
     eval_every: int = 250
@@ -182,28 +195,42 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     @property
-    def horizon(self) -> Literal["steps", "tokens", "minutes"]:
-        """Which of the three was given; UserError unless it is exactly one."""
-        given = [name for name in ("steps", "tokens", "minutes") if getattr(self, name) is not None]
+    def horizon(self) -> str:
+        """Which of HORIZONS was given; UserError unless it is exactly one."""
+        given = [name for name in HORIZONS if getattr(self, name) is not None]
         if len(given) != 1:
             what = "none was" if not given else " and ".join(given) + " were"
-            raise UserError(f"train: give exactly one of steps, tokens and minutes ({what} given)")
-        return given[0]  # type: ignore[return-value]
+            *others, last = HORIZONS
+            raise UserError(f"train: give exactly one of {', '.join(others)} and {last} ({what} given)")
+        return given[0]
 
     @property
     def eval_batch_size(self) -> int:
         """Rows an evaluation scores at once: as many as training has in memory, but no fewer than 32."""
         return max(32, self.batch_size // self.accumulate)
 
-    def with_horizon(
-        self, *, steps: int | None = None, tokens: int | None = None, minutes: float | None = None
-    ) -> TrainConfig:
-        """The same run for another length, whatever length it had before; give exactly one."""
-        return replace(self, steps=steps, tokens=tokens, minutes=minutes).validate()
+    def with_horizon(self, **length: float | None) -> TrainConfig:
+        """The same run for another length, whatever length it had before; give exactly one of HORIZONS."""
+        lengths: dict[str, Any] = dict.fromkeys(HORIZONS) | length
+        return replace(self, **lengths).validate()
 
-    def progress(self, *, steps: float, tokens: float, seconds: float) -> float:
-        """Fraction of the horizon behind a run that has done this much; 1 or more is the end."""
-        done = {"steps": steps, "tokens": tokens, "minutes": seconds / 60}[self.horizon]
+    def spelled_out(self) -> TrainConfig:
+        """The same with what depends on a kind written in place of None."""
+        schedule = replace(self.schedule, warmup=self.schedule.rise)
+        return replace(self, optimizer=self.optimizer.spelled_out(), schedule=schedule)
+
+    def for_text(self, tokens: int) -> TrainConfig:
+        """The same with epochs as tokens of a training text that has so many."""
+        return self if self.epochs is None else self.with_horizon(tokens=max(1, round(self.epochs * tokens)))
+
+    def progress(self, *, steps: float, tokens: float, seconds: float, flops: float) -> float:
+        """Fraction of the horizon behind a run that has done this much; 1 or more is the end.
+
+        RuntimeError for epochs, which `for_text` makes tokens.
+        """
+        if self.epochs is not None:
+            raise RuntimeError("epochs have no length without a text")
+        done = {"steps": steps, "tokens": tokens, "minutes": seconds / 60, "flops": flops}[self.horizon]
         return done / float(getattr(self, self.horizon))
 
     def validate(self) -> TrainConfig:

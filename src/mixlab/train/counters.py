@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from mixlab.train.config import TrainConfig
+
 
 @dataclass
 class Counters:
@@ -17,6 +19,10 @@ class Counters:
     seconds: float = 0.0
     flops: int = 0
     clipped: int = 0
+
+    def progress(self, config: TrainConfig) -> float:
+        """Fraction of the run's length that is done; 1 or more is the end."""
+        return config.progress(steps=self.step, tokens=self.tokens, seconds=self.seconds, flops=self.flops)
 
 
 class Clock:

@@ -14,7 +14,7 @@ from mixlab.config import parse, read_toml, to_mapping, to_toml
 from mixlab.data import Dataset
 from mixlab.errors import UserError
 from mixlab.imports import check_imported, providers
-from mixlab.train.config import RunConfig
+from mixlab.train.config import HORIZONS, RunConfig
 from mixlab.train.files import disk_errors, write_text
 
 try:
@@ -23,7 +23,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 # A resumed run may go on for longer, look more often and keep more; anything else would make it another run.
-MAY_CHANGE = ("name", "train.steps", "train.tokens", "train.minutes", "train.eval_every", "train.checkpoint")
+LENGTH = tuple(f"train.{name}" for name in HORIZONS)
+MAY_CHANGE = ("name", *LENGTH, "train.eval_every", "train.checkpoint")
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,10 @@ class RunFolder:
 
 
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
-    """The config with the vocabulary that the tokenizer turned out to have, and the kinds' own defaults."""
+    """The config with what follows from the text (vocabulary, epochs) and from kinds spelled out."""
     if config.model is None:
         return config
-    train = replace(config.train, optimizer=config.train.optimizer.spelled_out())
+    train = config.train.spelled_out().for_text(len(dataset.train) - 1)
     return replace(config, model=replace(config.model, vocab_size=dataset.tokenizer.vocab_size), train=train)
 
 

@@ -39,9 +39,9 @@ def train(
     """Train what `config` says in the folder `out`; returns the record's last line, the summary.
 
     resume: continue the run in `out` from its newest whole checkpoint (from the start if it made none yet).
-    progress: called with every line of metrics.jsonl as it is written, with {"kind": "start", "run"} before
-    the first, and with {"kind": "note", "message"} for what a person should be told; without it, notes are
-    Python warnings.
+    progress: called with every line of metrics.jsonl as it is written, with {"kind": "start", "run",
+    "length": {what it is counted in: how much}} before the first, and with {"kind": "note", "message"} for
+    what a person should be told; without it, notes are Python warnings.
 
     The summary's `status` is "done", or "stopped" after SIGTERM or SIGINT (its `message` says how to go
     on). Raises UserError for a config, text or folder that cannot work, RunFailed for a loss that is not
@@ -60,7 +60,10 @@ def train(
     if resume:
         folder.check_same(config, dataset)
     facts = machine.environment(machine.measure())
-    start = {"kind": "start", "run": str(folder.path)}
+    length = (
+        {} if config.model is None else {config.train.horizon: getattr(config.train, config.train.horizon)}
+    )
+    start = {"kind": "start", "run": str(folder.path), "length": length}
     if config.model is None:
         from mixlab.train.count import count
 
@@ -188,12 +191,12 @@ class Trainer:
             steps=done.step + 0.5,
             tokens=done.tokens + self.stepper.tokens / 2,
             seconds=done.seconds + half_second,
+            flops=done.flops + self.stepper.flops / 2,
         )
 
     def finished(self) -> bool:
         """Whether the horizon is reached."""
-        done = self.done
-        return self.config.progress(steps=done.step, tokens=done.tokens, seconds=done.seconds) >= 1
+        return self.done.progress(self.config) >= 1
 
     def evaluation_is_due(self) -> bool:
         """Every N steps and at the end, unless the record has it already."""
@@ -286,7 +289,7 @@ class Trainer:
         """UserError if the run is resumed for a length that it has already passed."""
         done, name = self.done, self.config.horizon
         no_shorter = name == before.horizon and getattr(self.config, name) >= getattr(before, name)
-        passed = self.config.progress(steps=done.step, tokens=done.tokens, seconds=done.seconds) > 1
+        passed = done.progress(self.config) > 1
         if passed and not no_shorter:
             raise UserError(
                 f"{self.folder.path} is at step {done.step} ({done.tokens} tokens), past the {name} asked "
