@@ -82,9 +82,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that model.safetensors.index.json names."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.exists():
@@ -94,14 +91,21 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         names = set(table.values())
     weights: dict[str, Tensor] = {}
     for name in sorted(names):
-        path = folder / name
-        if not path.exists():
-            raise UserError(f"{path}: no such file; weights must be in the safetensors format")
-        try:
-            weights |= load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path}: not a safetensors file: {error}") from None
+        weights |= read_file(folder / name)
     return weights
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file; UserError if it is missing or none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        raise UserError(f"{path}: no such file; weights must be in the safetensors format")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file: {error}") from None
 
 
 def check_type(source: Checkpoint, *types: str) -> None:
