@@ -111,20 +111,17 @@ def base_config(request: Request, model: str, used: set[str] | None = None) -> R
 
 
 def equal_terms(config: RunConfig, request: Request, vocab_size: int, steps: int) -> RunConfig:
-    """A neural run's config with the budget's context, batch, vocabulary and steps."""
+    """A neural run's config, spelled out, with the budget's context, batch, vocabulary and steps."""
     assert config.model is not None
     every = config.train.eval_every
     if not any(override.startswith("train.eval_every") for override in request.overrides):
         every = math.ceil(steps / EVALUATIONS)
     train = replace(
-        config.train,
-        steps=steps,
-        tokens=None,
-        minutes=None,
+        config.train.with_horizon(steps=steps),
         batch_size=request.batch_size,
         accumulate=min(config.train.accumulate, request.batch_size),
         eval_every=every,
-    )
+    ).spelled_out()  # as the finished run will say it
     model = replace(config.model, context=request.context, vocab_size=vocab_size)
     return replace(config, model=model, train=train).validate()
 
