@@ -28,7 +28,7 @@ def build(a, folder):
     """A trainer on the embedded text, its record open."""
     attention = {"kind": "attention", "heads": a.heads}
     shape = {"dim": a.dim, "depth": a.depth, "context": a.T, "temporal": attention, "feature": "swiglu"}
-    train = {"steps": 10**6, "batch_size": a.B, "checkpoint": {"every": 0, "minutes": 0.0}}
+    train = {"steps": 10**6, "batch_tokens": a.B * a.T, "checkpoint": {"every": 0, "minutes": 0.0}}
     tables = {"model": shape, "data": {"max_bytes": 1_000_000}, "train": train}
     config = parse(RunConfig, tables)
     run = RunFolder(Path(folder) / "run")

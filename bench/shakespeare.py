@@ -26,7 +26,7 @@ PEER += ["--lr_decay_iters=2000", "--dropout=0.0"]
 
 PLAIN = 'model.temporal={kind="attention",heads=4}'
 GPT2 = f"{PLAIN} model.feature=gelu model.position=learned model.norm=layernorm model.tied=true"
-SMALL = "model.context=64 train.batch_size=12"
+SMALL = "model.context=64 train.batch_tokens=768"
 ADAMW = "train.optimizer.kind=adamw train.optimizer.lr=1e-3"
 LADDER = {
     "as nanoGPT: its block, AdamW, 12 x 64": f"{GPT2} {ADAMW} {SMALL}",

@@ -220,8 +220,10 @@ def test_the_sizes_in_a_presets_comments_are_true(name: str) -> None:
     chosen = config.load_run_config(name)
     assert chosen.model is not None and chosen.train.steps is not None
     text = (resources.files("mixlab") / "presets" / f"{name}.toml").read_text("utf-8")
-    step = chosen.train.batch_size * chosen.model.context
-    assert re.findall(r"(\d+) bytes a step", text) == [str(step)]
+    rows = chosen.train.rows(chosen.model.context)
+    step = rows * chosen.model.context
+    assert re.findall(r"# (\d+) rows: small", text) == [str(rows)]
+    assert chosen.train.batch_tokens == step
     assert re.findall(r"mixlab compare sets its own, (\d+)", text) == [str(DEFAULT_BATCH)]
     assert re.findall(r"([\d.]+)M tokens", text) == [f"{chosen.train.steps * step / 1e6:.1f}"]
 
@@ -234,10 +236,37 @@ def test_the_ngram_preset_has_no_model() -> None:
 
 
 def test_a_config_that_cannot_work_is_refused_when_it_is_loaded() -> None:
-    with pytest.raises(UserError, match=r"train\.batch_size must be at least 1 row"):
-        config.load_run_config("gru", ["train.batch_size=0"])
+    with pytest.raises(
+        UserError, match=r"train\.batch_tokens must be at least one row of model\.context \(256\)"
+    ):
+        config.load_run_config("gru", ["train.batch_tokens=255"])
+    with pytest.raises(UserError, match=r"train\.accumulate must be from 1 to the 16 rows of a step, got 17"):
+        config.load_run_config("gru", ["train.accumulate=17"])
     with pytest.raises(UserError, match=r"exactly one of \[model\] and \[ngram\]"):
         config.load_run_config({"data": {}})
+
+
+def test_rows_a_step_are_read_as_tokens_as_older_runs_say_them() -> None:
+    tables = {"model": {"context": 32}, "train": {"steps": 1, "batch_size": 6, "accumulate": 2}}
+    read = config.load_run_config(tables)
+    assert (read.train.batch_tokens, read.train.accumulate, read.train.rows(32)) == (192, 2, 6)
+    assert "batch_size" not in to_toml(read)
+    del tables["model"]["context"]
+    assert config.load_run_config(tables).train.batch_tokens == 6 * 256
+    for wrong in (0, -1, 2.5, True, "six"):
+        tables["train"]["batch_size"] = wrong
+        with pytest.raises(UserError, match=r"train\.batch_size: expected a number of rows"):
+            config.load_run_config(tables)
+
+
+def test_a_step_is_not_said_twice() -> None:
+    with pytest.raises(UserError, match=r"leave one out \(8 rows are train\.batch_tokens=2048"):
+        config.load_run_config("gru", ["train.batch_size=8"])
+
+
+def test_tokens_a_step_go_to_the_nearest_row() -> None:
+    train = config.load_run_config("gru").train
+    assert [train.rows(context) for context in (1, 256, 1000, 1170, 1172, 4096)] == [4096, 16, 4, 4, 3, 1]
 
 
 def test_defaults_are_listed_field_by_field() -> None:

@@ -31,7 +31,8 @@ def parse(cls: type[C], mapping: Mapping[str, Any] | C, where: str = "") -> C:
     """Build the dataclass `cls` from `mapping`, nested dataclasses included.
 
     `where` is the dotted path of `mapping` in its file (`"model.temporal"`); it starts every message.
-    An integer serves where a float is wanted and a list where a tuple is; nothing else is converted.
+    An integer serves where a float is wanted and a list where a tuple is; nothing else is converted. A class
+    with a `modernised(tables)` reads keys of older files through it.
     Raises UserError, one sentence, for the first thing wrong; a UserError (or ValueError) raised by a
     dataclass's own `__post_init__` is passed on with the path before it.
     """
@@ -40,6 +41,8 @@ def parse(cls: type[C], mapping: Mapping[str, Any] | C, where: str = "") -> C:
     if not isinstance(mapping, Mapping):
         raise UserError(f"{where or cls.__name__}: expected a table, got {_shown(mapping)}")
     plain = _plain(mapping, where)
+    modernised = getattr(cls, "modernised", None)
+    plain = plain if modernised is None else modernised(plain)
     _refuse_unknown_keys(cls, plain, where)
     from pydantic import ValidationError
 

@@ -26,7 +26,7 @@ TINY = [
     "model.dim=16",
     "model.depth=1",
     "model.context=16",
-    "train.batch_size=4",
+    "train.batch_tokens=64",
     "train.eval_every=0",
     "train.dtype=float32",
 ]

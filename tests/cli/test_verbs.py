@@ -151,7 +151,7 @@ def test_evaluate_gives_of_the_validation_text_what_training_recorded(
     if kind != "counted":
         train = ["train", runs / "text.txt", "--preset", "transformer", "--steps", "3", "--out", runs / run]
         # 40 rows at once: more than an evaluation takes when it is not told
-        assert mixlab(*train, *settings(f"train.dtype={kind}", "train.batch_size=40")).status == 0
+        assert mixlab(*train, *settings(f"train.dtype={kind}", "train.batch_tokens=640")).status == 0
     Path("valid.txt").write_text(TEXT[int(0.9 * len(TEXT)) :], encoding="utf-8", newline="")
     recorded = json.loads((runs / run / "metrics.jsonl").read_text().splitlines()[-1])
     found = json.loads(mixlab("evaluate", runs / run, "valid.txt", "--json").out)

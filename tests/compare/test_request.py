@@ -60,7 +60,7 @@ def test_what_the_budget_covers_is_the_same_for_every_neural_model() -> None:
         assert model is not None
         assert (model.context, model.vocab_size) == (32, 256)
         assert (train.steps, train.tokens, train.minutes) == (30, None, None)
-        assert (train.batch_size, train.eval_every) == (4, 30 // EVALUATIONS)
+        assert (train.batch_tokens, train.eval_every) == (4 * 32, 30 // EVALUATIONS)
         assert train.seed == entry.seed
     assert plan.tokens == 30 * 4 * 32
 

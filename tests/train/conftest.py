@@ -50,6 +50,12 @@ def config(text: Path) -> RunConfig:
     tables = {
         "model": {"dim": 16, "depth": 2, "context": 16, "dropout": 0.1, "temporal": "gru"},
         "data": {"sources": [str(text)], "tokenizer": "char"},
-        "train": {"steps": 8, "batch_size": 4, "accumulate": 2, "eval_every": 4, "checkpoint": {"every": 2}},
+        "train": {
+            "steps": 8,
+            "batch_tokens": 64,
+            "accumulate": 2,
+            "eval_every": 4,
+            "checkpoint": {"every": 2},
+        },
     }
     return parse(RunConfig, tables)

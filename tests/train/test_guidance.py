@@ -81,7 +81,7 @@ def test_the_record_counts_the_guides_work_while_they_guide(config, tmp_path):
     flops = [0] + [line["flops"] for line in record(tmp_path / "run", "step")]
     steps = [after - before for before, after in itertools.pairwise(flops)]
     model = load(tmp_path / "run")
-    rows = config.train.batch_size
+    rows = config.train.rows(config.model.context)
     T, D = config.model.context, config.model.dim
     plain = 3 * model.flops(T) * rows
     assert steps == [plain + 3 * rows * T * 2 * (2 * D * 4 * D)] * 4 + [plain] * 4

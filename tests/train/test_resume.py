@@ -160,8 +160,8 @@ def test_a_finished_run_can_go_on_for_longer_and_is_left_alone_otherwise(config,
 
 def test_a_resume_with_another_config_names_the_keys(config, tmp_path):
     train(config, tmp_path / "run", progress=stop_at(1))
-    other = with_train(config, batch_size=8, optimizer=OptimizerConfig(lr=1.0))
-    with pytest.raises(UserError, match=r"differ: train\.batch_size, train\.optimizer\.lr"):
+    other = with_train(config, batch_tokens=128, optimizer=OptimizerConfig(lr=1.0))
+    with pytest.raises(UserError, match=r"differ: train\.batch_tokens, train\.optimizer\.lr"):
         train(other, tmp_path / "run", resume=True, progress=quiet)
 
 

@@ -36,6 +36,10 @@ def train(
         str | None,
         typer.Option(help="... or FLOPs, forward and backward, such as 1e15 or 500T.", metavar="N"),
     ] = None,
+    batch_tokens: Annotated[
+        str | None,
+        typer.Option(help="Tokens a step; cut to fit when memory runs out.", metavar="N"),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of the weights and the order of the text.", metavar="S")
     ] = None,
@@ -56,12 +60,12 @@ def train(
     horizon = {"steps": steps, "tokens": tokens, "epochs": epochs, "minutes": minutes, "flops": flops}
     if resume is not None:
         given = {"TEXT": text, "--preset": preset, "--out": out, "--seed": seed, "--set": overrides}
-        given |= {"--deterministic": deterministic or None}
+        given |= {"--deterministic": deterministic or None, "--batch-tokens": batch_tokens}
         _refuse_with_resume(given)
         config, folder = _resumed(resume, horizon), resume
     else:
         extra = ["train.deterministic=true"] if deterministic else []
-        config = _new(text, preset, horizon, seed, [*extra, *(overrides or ())])
+        config = _new(text, preset, horizon, batch_tokens, seed, [*extra, *(overrides or ())])
         folder = out or unused(Path("runs"), config.name)
     _train(config, folder, resume=resume is not None, as_json=as_json)
 
@@ -89,6 +93,7 @@ def _new(
     text: Sequence[str] | None,
     preset: str | None,
     horizon: Mapping[str, Any],
+    batch_tokens: str | None,
     seed: int | None,
     overrides: Sequence[str],
 ) -> RunConfig:
@@ -101,9 +106,13 @@ def _new(
     tables = apply_overrides(read_preset(preset), ())
     if text:
         tables.setdefault("data", {})["sources"] = [absolute(source) for source in text]
+    train = tables.setdefault("train", {})
     if seed is not None:
-        tables.setdefault("train", {})["seed"] = seed
-    set_horizon(tables.setdefault("train", {}), horizon)
+        train["seed"] = seed
+    if batch_tokens is not None:
+        train.pop("batch_size", None)  # what an older preset says in rows
+        train["batch_tokens"] = count(batch_tokens, "--batch-tokens")
+    set_horizon(train, horizon)
     return load_run_config(tables, overrides)
 
 

@@ -118,7 +118,7 @@ def equal_terms(config: RunConfig, request: Request, vocab_size: int, steps: int
         every = math.ceil(steps / EVALUATIONS)
     train = replace(
         config.train.with_horizon(steps=steps),
-        batch_size=request.batch_size,
+        batch_tokens=request.step_tokens,
         accumulate=min(config.train.accumulate, request.batch_size),
         eval_every=every,
     ).spelled_out()  # as the finished run will say it

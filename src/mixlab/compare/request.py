@@ -23,6 +23,7 @@ OWNED = {
     "model.dim": "the parameter budget chooses it (--budget)",
     "model.context": "use --context",
     "model.vocab_size": "the tokenizer chooses it",
+    "train.batch_tokens": "use --batch-size",
     "train.batch_size": "use --batch-size",
     "train.seed": "use --seeds",
     "train.steps": "use --steps",

@@ -36,7 +36,7 @@ def from_run(run_dir: Path) -> dict[str, Any]:
         "steps": last.get("step") or train.get("steps"),
         "tokens": last.get("tokens") or train.get("tokens"),
         "context": model.get("context"),
-        "batch_size": train.get("batch_size") if model else None,
+        "batch_size": _rows(model, train),
     }
     return {
         "title": str(config.get("name") or run_dir.name),
@@ -75,6 +75,12 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, An
         "loss_by_position": best.get("loss_by_position") or [],
         "config": config,
     }
+
+
+def _rows(model: dict[str, Any], train: dict[str, Any]) -> int | None:
+    """Rows a step; older runs say them, newer ones the tokens."""
+    tokens, context = number(train.get("batch_tokens")), number(model.get("context"))
+    return round(tokens / context) if tokens and context else train.get("batch_size") if model else None
 
 
 def _status(end: dict[str, Any] | None, last: dict[str, Any], scored: bool) -> tuple[str, str]:

@@ -172,11 +172,11 @@ class TrainConfig:
     """One training run; exactly one of `steps`, `tokens`, `epochs`, `minutes` and `flops` says how long.
 
     epochs: times every token of the training text. flops: the model's by its formula, forward and backward.
-    minutes: of training; evaluations and checkpoints are not counted. batch_size: rows of `context` tokens
-    per step, cut into `accumulate` micro-batches when they do not fit in memory at once. eval_every: steps
-    between evaluations, 0 for one at the end only. dtype: auto is bfloat16 autocast where that was measured
-    to be faster. deterministic: on a GPU, only kernels that give the same bits each time, so that a
-    resumed run equals an uninterrupted one there too.
+    minutes: of training; evaluations and checkpoints are not counted. batch_tokens: a step's, to the nearest
+    row of `context` tokens. accumulate: micro-batches that a step is cut into from the start; training cuts
+    further by itself when memory runs out. eval_every: steps between evaluations, 0 for one at the end only.
+    dtype: auto is bfloat16 autocast where that was measured to be faster. deterministic: on a GPU, only
+    kernels that give the same bits each time, so that a resumed run equals an uninterrupted one there too.
     """
 
     seed: int = 0
@@ -185,7 +185,7 @@ class TrainConfig:
     epochs: float | None = None
     minutes: float | None = None
     flops: float | None = None
-    batch_size: int = 16  # 4096 tokens a step at the default context: small models learn most a token there
+    batch_tokens: int = 4096  # 16 rows of the default context: small models learn most a token there
     accumulate: int = 1
     eval_every: int = 250
     dtype: Dtype = "auto"
@@ -204,10 +204,13 @@ class TrainConfig:
             raise UserError(f"train: give exactly one of {', '.join(others)} and {last} ({what} given)")
         return given[0]
 
-    @property
-    def eval_batch_size(self) -> int:
+    def rows(self, context: int) -> int:
+        """Rows of `context` tokens in a step: at least 1."""
+        return max(1, (self.batch_tokens + context // 2) // context)
+
+    def eval_rows(self, context: int) -> int:
         """Rows an evaluation scores at once: as many as training has in memory, but no fewer than 32."""
-        return max(32, self.batch_size // self.accumulate)
+        return max(32, self.rows(context) // self.accumulate)
 
     def with_horizon(self, **length: float | None) -> TrainConfig:
         """The same run for another length, whatever length it had before; give exactly one of HORIZONS."""
@@ -239,9 +242,8 @@ class TrainConfig:
         _require(0 < length < math.inf, f"train.{self.horizon}", length, "a positive number")
         # torch takes seeds below 2**64; TOML and JSON agree on integers up to 2**63.
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "a whole number from 0 to 2**63 - 1")
-        _require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1 row")
-        fits = 1 <= self.accumulate <= self.batch_size
-        _require(fits, "train.accumulate", self.accumulate, f"from 1 to batch_size ({self.batch_size})")
+        _require(self.batch_tokens >= 1, "train.batch_tokens", self.batch_tokens, "at least 1")
+        _require(self.accumulate >= 1, "train.accumulate", self.accumulate, "at least 1")
         _require(
             self.eval_every >= 0, "train.eval_every", self.eval_every, "0 (at the end) or a number of steps"
         )
@@ -277,8 +279,36 @@ class RunConfig:
         if self.model is not None:
             self.model.validate()
             self.train.validate()  # an n-gram counts once: it needs no horizon
+            self._check_batch(self.model.context)
         if self.ngram is not None:
             _require(
                 1 <= self.ngram.order <= MAX_ORDER, "ngram.order", self.ngram.order, f"from 1 to {MAX_ORDER}"
             )
         return self
+
+    def _check_batch(self, context: int) -> None:
+        """UserError unless a step has a row, and each micro-batch too."""
+        tokens, pieces = self.train.batch_tokens, self.train.accumulate
+        one_row = f"at least one row of model.context ({context}) tokens"
+        _require(tokens >= context, "train.batch_tokens", tokens, one_row)
+        rows = self.train.rows(context)
+        _require(pieces <= rows, "train.accumulate", pieces, f"from 1 to the {rows} rows of a step")
+
+    @staticmethod
+    def modernised(tables: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The tables of a run as they are written now: `train.batch_size`, rows a step, was the key before
+        `train.batch_tokens`. UserError where both are given."""
+        train, model = tables.get("train"), tables.get("model", {})
+        if not (isinstance(train, Mapping) and isinstance(model, Mapping) and "batch_size" in train):
+            return tables
+        rows, context = train["batch_size"], model.get("context", ModelConfig.context)
+        if not (type(rows) is type(context) is int and rows >= 1):
+            raise UserError(f"train.batch_size: expected a number of rows, at least 1, got {rows!r}")
+        tokens = rows * context
+        if "batch_tokens" in train:
+            raise UserError(
+                "train.batch_size and train.batch_tokens both say how long a step is: leave one out "
+                f"({rows} rows are train.batch_tokens={tokens} at a context of {context})"
+            )
+        rest = {key: value for key, value in train.items() if key != "batch_size"}
+        return {**tables, "train": {**rest, "batch_tokens": tokens}}

@@ -12,13 +12,17 @@ from mixlab.train.config import TrainConfig
 
 @dataclass
 class Counters:
-    """Totals since the first step. clipped: steps whose gradient was longer than the limit."""
+    """Totals since the first step. clipped: steps whose gradient was longer than the limit.
+
+    micro_batches: into how many a batch is cut since memory ran out; 0 if it never did.
+    """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     flops: int = 0
     clipped: int = 0
+    micro_batches: int = 0
 
     def progress(self, config: TrainConfig) -> float:
         """Fraction of the run's length that is done; 1 or more is the end."""

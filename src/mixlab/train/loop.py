@@ -116,13 +116,14 @@ class Trainer:
         self.model = build_model(config.model).to(self.device)
         self.model.set_progress(0.0)  # before the optimizers: parameters that serve training alone come now
         self.optimizers = Optimizers(self.model, self.config.optimizer)
-        self.batches = Batches(
-            dataset.train, context=self.context, batch_size=self.config.batch_size, seed=self.config.seed
-        )
+        rows = self.config.rows(self.context)
+        self.batches = Batches(dataset.train, context=self.context, batch_size=rows, seed=self.config.seed)
         self.done = Counters()
         self.state = State(self.model, self.optimizers, self.batches, self.done, self.device)
         self.stop = StopRequest()
-        self.stepper = Stepper(self.config, self.state, self.context, bfloat16=self.bfloat16, stop=self.stop)
+        self.stepper = Stepper(
+            self.config, self.state, self.context, bfloat16=self.bfloat16, stop=self.stop, note=self.note
+        )
         self.record = Record(folder.metrics, report)
         self.saver = Saver(folder.checkpoints, self.config.checkpoint, self.record)
         self.clock = Clock()
@@ -154,9 +155,12 @@ class Trainer:
         self.clock.lap()
         while not self.finished() and not self.stop.requested:
             self.saver.check()
+            pieces = self.stepper.micro_batches
             with contextlib.suppress(StepStopped):
                 self.record.write(self.step())
-                if self.evaluation_is_due() or self.saver.is_due(self.done.step):
+                # A size that memory has just forced is saved, so that a resume goes on with it.
+                cut = self.stepper.micro_batches != pieces
+                if cut or self.evaluation_is_due() or self.saver.is_due(self.done.step):
                     self.save()
                 self.evaluate_if_due()
         if self.stop.requested:
@@ -213,7 +217,7 @@ class Trainer:
             return
         self.saver.wait()
         dtype = "bfloat16" if self.bfloat16 else "float32"
-        rows = self.config.eval_batch_size
+        rows = self.config.eval_rows(self.context)
         with self.clock.paused(), self.optimizers.averaged(), contextlib.suppress(EvaluationStopped):
             found = evaluate(
                 self.model, self.valid, context=self.context, batch_size=rows, dtype=dtype, stop=self.stop

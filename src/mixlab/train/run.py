@@ -69,7 +69,7 @@ class Run:
             self.load(device),
             text,
             context=self.context,
-            batch_size=train.eval_batch_size,
+            batch_size=train.eval_rows(self.context),
             dtype=train.dtype,
         )
 

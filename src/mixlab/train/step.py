@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mixlab.data.batches import Pair
 from mixlab.errors import RunFailed
-from mixlab.train import diagnose
+from mixlab.train import diagnose, shortage
 from mixlab.train.config import TrainConfig
 from mixlab.train.precision import autocast
 from mixlab.train.schedules import lr_factor
@@ -39,37 +40,88 @@ class Stepper:
     """
 
     def __init__(
-        self, config: TrainConfig, state: State, context: int, *, bfloat16: bool, stop: StopRequest
+        self,
+        config: TrainConfig,
+        state: State,
+        context: int,
+        *,
+        bfloat16: bool,
+        stop: StopRequest,
+        note: Callable[[str], None],
     ) -> None:
         self.config, self.state, self.context = config, state, context
-        self.bfloat16, self.stop = bfloat16, stop
-        self.tokens = config.batch_size * context
+        self.bfloat16, self.stop, self.note = bfloat16, stop, note
+        self.rows = config.rows(context)
+        self.tokens = self.rows * context
         self.flops = 0
         self.count_flops()
+
+    @property
+    def micro_batches(self) -> int:
+        """Into how many a batch is cut: as the config says, or more since memory ran out."""
+        return max(self.config.accumulate, self.state.done.micro_batches)
 
     def take(self, fraction: float) -> Taken:
         """One update from one batch, `fraction` of the horizon being done half-way through it.
 
-        Raises RunFailed if loss or gradient is not finite; StepStopped, with all as it was before, if a stop
-        is requested between two micro-batches.
+        Raises RunFailed if loss or gradient is not finite, or if memory does not hold even one row;
+        StepStopped, with all as it was before, if a stop is requested between two micro-batches.
         """
         state, optimizers = self.state, self.state.optimizers
         if state.set_progress(fraction):
             self.count_flops()
         lr = self.config.optimizer.lr * lr_factor(self.config.schedule, fraction)
         optimizers.set_lr(lr)
-        before = state.draws() if self.config.accumulate > 1 else None
-        batch = state.batches.next()
-        try:
-            total = self.backward(*batch)
-        except StepStopped:
-            assert before is not None
-            state.rewind(before)
-            raise
-        loss, norm = self.clip(total, batch)
+        batch, loss, norm = self.gradient()
         passes = FurtherPasses(self, batch)
-        optimizers.step(passes)
+        try:
+            optimizers.step(passes)
+        except (RuntimeError, MemoryError) as error:
+            if not shortage.ran_out(error):
+                raise
+            # Some parameters are updated and some are not, so there is no way on from here.
+            raise RunFailed(
+                f"out of memory in the optimizer's update at step {state.done.step + 1}: the model and what "
+                "the optimizer keeps do not fit; choose a smaller model.dim or model.depth"
+            ) from None
         return Taken(loss, lr, norm, self.flops + passes.flops)
+
+    def gradient(self) -> tuple[Pair, float, float]:
+        """The next batch, its loss and gradient norm; the gradient, clipped, is left with the parameters.
+
+        Where memory is short the same batch is tried again in smaller micro-batches, from the same random
+        numbers, so that it is as if they had been that small at once.
+        """
+        before = self.state.draws()
+        while True:
+            batch = self.state.batches.next()
+            try:
+                return batch, *self.clip(self.backward(*batch), batch)
+            except StepStopped:
+                self.state.rewind(before)
+                raise
+            except (RuntimeError, MemoryError) as error:
+                if not shortage.ran_out(error):
+                    raise
+            self.state.rewind(before)
+            shortage.release(self.state.device)
+            self.halve()
+
+    def halve(self) -> None:
+        """Cut batches into twice as many micro-batches from now on; RunFailed if each has only one row."""
+        step, rows, tried = self.state.done.step + 1, self.rows, self.micro_batches
+        if tried >= rows:
+            raise RunFailed(
+                f"out of memory at step {step}: not even one row of {self.context} tokens fits; "
+                "choose a smaller model.context, model.dim or model.depth"
+            )
+        self.state.done.micro_batches = min(rows, 2 * tried)
+        sizes = [math.ceil(rows / pieces) for pieces in (tried, self.micro_batches)]
+        large, small = (f"{n} row{'s'[: n != 1]}" for n in sizes)
+        self.note(
+            f"out of memory at step {step} with micro-batches of {large}: going on with {small} at a time; "
+            f"a step is still {self.tokens} tokens"
+        )
 
     def clip(self, total: Tensor, batch: Pair) -> tuple[float, float]:
         """(loss, gradient norm before it is clipped) of a batch; RunFailed if either is not finite."""
@@ -84,7 +136,7 @@ class Stepper:
         StepStopped, if it `stops`, where a stop is requested before the last.
         """
         total = torch.zeros((), device=self.state.device)
-        pieces = zip(*(t.tensor_split(self.config.accumulate) for t in (inputs, targets)), strict=True)
+        pieces = zip(*(t.tensor_split(self.micro_batches) for t in (inputs, targets)), strict=True)
         for piece, (x, y) in enumerate(pieces):
             if stops and piece and self.stop.requested:
                 raise StepStopped
@@ -105,7 +157,7 @@ class Stepper:
     def draw(self, inputs: Tensor) -> Tensor:
         """A token after each of `inputs` (B, T), by the model's own probabilities."""
         drawn = []
-        for x in inputs.tensor_split(self.config.accumulate):
+        for x in inputs.tensor_split(self.micro_batches):
             with autocast(self.state.device, self.bfloat16):
                 logits = self.state.model(x.to(self.state.device)).logits
             probabilities = logits.float().flatten(0, 1).softmax(-1)
@@ -114,7 +166,7 @@ class Stepper:
 
     def count_flops(self) -> None:
         """Set `flops`: backward costs two forwards, as a product has a gradient for each of its factors."""
-        self.flops = 3 * self.state.model.flops(self.context) * self.config.batch_size
+        self.flops = 3 * self.state.model.flops(self.context) * self.rows
 
     def what_went_bad(self, loss: float, norm: float, inputs: Tensor, targets: Tensor) -> str:
         """The message for a step that cannot be taken: which number, where it began, what usually helps."""
