@@ -66,7 +66,9 @@ print(json.dumps(result))
 
 def on_small_disk(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command where a file system of 2 MB is mounted at `folder`, for this command alone."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return in_mount(MOUNT, folder, *command, env=environment)
 
 
