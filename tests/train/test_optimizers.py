@@ -383,7 +383,8 @@ def test_the_record_counts_the_further_passes(config, tmp_path):
         optimizer = OptimizerConfig(kind=f"pytorch_optimizer:{name}", lr=1e-3)
         train(with_train(config, optimizer=optimizer), tmp_path / name, progress=lambda line: None)
         (line,) = record(tmp_path / name, "step")[-1:]
-        one = 3 * mixlab.load(tmp_path / name).flops(config.model.context) * config.train.batch_size
+        rows = config.train.rows(config.model.context)
+        one = 3 * mixlab.load(tmp_path / name).flops(config.model.context) * rows
         assert line["flops"] == share * line["step"] * one
     optimizer = OptimizerConfig(kind="pytorch_optimizer:SophiaH", lr=1e-3, options={"update_period": 4})
     train(with_train(config, optimizer=optimizer), tmp_path / "SophiaH", progress=lambda line: None)
@@ -396,7 +397,7 @@ def test_drawn_tokens_follow_the_models_own_probabilities():
         return SimpleNamespace(logits=p.log())
 
     state = SimpleNamespace(model=model, device=torch.device("cpu"))
-    stepper = SimpleNamespace(config=SimpleNamespace(accumulate=3), state=state, bfloat16=False)
+    stepper = SimpleNamespace(micro_batches=3, state=state, bfloat16=False)
     inputs = torch.arange(4000).view(8, 500) % 5
     shift = (Stepper.draw(stepper, inputs) - inputs) % 5
     assert set(shift.unique().tolist()) == {0, 1}
