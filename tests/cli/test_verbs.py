@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.conftest import TEXT, Command, settings
+from tests.cli.conftest import TEXT, Command, contents, settings
 
 from mixlab.cli.train import unused
 
@@ -69,6 +69,33 @@ def test_the_length_may_be_flops_or_epochs(mixlab: Command, runs: Path) -> None:
     done = mixlab(*longer, "--epochs", "0.1")
     assert json.loads(done.out)["tokens"] >= 0.1 * 0.8 * len(TEXT.encode())
     assert "100%" in done.err
+
+
+def test_explain_says_what_a_run_would_do_and_writes_nothing(mixlab: Command, runs: Path) -> None:
+    before = contents(Path())
+    command = (
+        "train",
+        runs / "text.txt",
+        "--preset",
+        "transformer",
+        "--steps",
+        "40",
+        "--explain",
+        *settings(),
+    )
+    done = mixlab(*command)
+    assert (done.status, done.err) == (0, "")
+    head, *rows = done.out.split("\n\n")[0].splitlines()
+    assert head.split() == ["role", "optimizer", "tensors", "parameters", "peak", "rate", "scale", "decay"]
+    assert [row.split()[0] for row in rows] == ["matrix", "embedding", "head", "gain", "all"]
+    assert rows[0].split()[:3] == ["matrix", "muon", "7"]
+    assert "schedule   cosine: up to 0.01 over 2 steps, then to 0" in done.out
+    found = json.loads(mixlab(*command, "--json").out)
+    assert found["length"]["steps"] == 40
+    resumed = mixlab("train", "--resume", runs / "neural", "--explain", "--json")
+    assert json.loads(resumed.out)["length"]["steps"] == 3
+    assert contents(Path()) == before
+    assert mixlab("train", "--preset", "ngram", "--explain").status == 2
 
 
 def test_a_saved_config_makes_the_same_run_again(mixlab: Command, runs: Path) -> None:

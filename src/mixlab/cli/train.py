@@ -48,6 +48,9 @@ def train(
     ] = False,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run instead.", metavar="RUN")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Only say what the run would do: optimizers by role, length.")
+    ] = False,
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +70,12 @@ def train(
         extra = ["train.deterministic=true"] if deterministic else []
         config = _new(text, preset, horizon, batch_tokens, seed, [*extra, *(overrides or ())])
         folder = out or unused(Path("runs"), config.name)
-    _train(config, folder, resume=resume is not None, as_json=as_json)
+    if explain:
+        from mixlab.cli.explain import show
+
+        show(config, as_json=as_json)
+    else:
+        _train(config, folder, resume=resume is not None, as_json=as_json)
 
 
 def _refuse_with_resume(given: Mapping[str, Any]) -> None:

@@ -73,9 +73,9 @@ class Kind:
     load: gives the class. knobs: key of OptimizerConfig that it takes -> its own default; the argument of the
     class goes by the same name. fixed: arguments that make the class this kind. group: entries of its
     parameter groups. matrices: it is for the 2-D matrices inside the blocks, and AdamW takes the rest.
-    drive: makes a step. asks: what that costs besides a gradient, in words. averages: it keeps the parameters
-    that count apart from those it trains, with train() and eval() to change over. refused: why it cannot be
-    used.
+    drive: makes a step. asks: what that costs besides a gradient, in words. work: FLOPs of a step over those
+    of a gradient, by the options. averages: it keeps the parameters that count apart from those it trains,
+    with train() and eval() to change over. refused: why it cannot be used.
     """
 
     load: Callable[[], type[Optimizer]]
@@ -85,6 +85,7 @@ class Kind:
     matrices: bool = False
     drive: Callable[[Any, Passes], None] = plain
     asks: str = ""
+    work: Callable[[Mapping[str, Any]], float] = lambda options: 1.0
     averages: bool = False
     refused: str = ""
 
@@ -162,10 +163,12 @@ PACKAGED: Mapping[str, Mapping[str, Any]] = {
         "knobs": KINDS["adamw"].knobs,
         "drive": twice,
         "asks": "a second gradient of each batch",
+        "work": lambda options: 2.0,
     },
     "SophiaH": {
         "drive": with_curvature,
         "asks": "the gradient towards tokens drawn from the model, every update_period steps",
+        "work": lambda options: 1 + 4 / 3 / options.get("update_period", 10),
     },
     **dict.fromkeys(("LOMO", "AdaLOMO"), _INSIDE),
     "AdaHessian": _TWICE,

@@ -1,0 +1,64 @@
+"""What docs/optimizers.md shows runs as shown, on a smaller text."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mixlab.cli import run
+from mixlab.config import load_run_config
+from mixlab.train.kinds import KINDS, PACKAGED
+
+PAGE = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder with a text of one's own in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MIXLAB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "my.txt").write_text("Once upon a time there was a fox.\nIt ran.\n" * 300)
+    return tmp_path
+
+
+def test_explain_prints_the_table_that_is_shown(folder, capsys):
+    (block,) = re.findall(r"```console\n(\$ mixlab train [^\n]*--explain)\n(.*?)```", PAGE, re.DOTALL)
+    command, shown = block
+    assert run(shlex.split(command)[2:]) == 0
+    printed = capsys.readouterr().out
+
+    def words(text):  # all but what depends on the text and its alphabet
+        return [[w for w in line.split() if not re.match(r"[\d.]+[kMT]?$", w)] for line in text.splitlines()]
+
+    assert words(printed) == words(shown)
+    assert {path.name for path in folder.iterdir()} == {"cache", "my.txt"}
+
+
+def test_every_toml_of_the_page_is_a_config_that_works():
+    import tomllib
+
+    blocks = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        tables = {"model": {}, **tomllib.loads(block)}
+        tables.setdefault("train", {}).setdefault("steps", 1)
+        load_run_config(tables)
+
+
+def test_the_table_of_kinds_is_the_codes():
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \| (.*?) \|$", PAGE.split("## Kinds")[1], re.MULTILINE)
+    shown = {}
+    for kinds, _, knobs in rows:
+        for kind in re.findall(r"`([a-z]+)`", kinds):
+            shown[kind] = dict(re.findall(r"`(\w+)` ([\d.e-]+(?:, [\d.]+)?)", knobs))
+    assert set(shown) == set(KINDS)
+    for kind, knobs in shown.items():
+        values = {k: v if isinstance(v, tuple) else (v,) for k, v in KINDS[kind].knobs.items()}
+        assert {k: tuple(map(float, v.split(", "))) for k, v in knobs.items()} == values, kind
+
+
+def test_every_optimizer_that_is_named_is_one():
+    for name, about in PACKAGED.items():
+        if about.get("matrices") or about.get("refused") or about.get("averages"):
+            assert re.search(rf"\b{name}\b", PAGE), name
