@@ -33,8 +33,8 @@ _SAFE_CUT = re.compile(r"\S(?=[ \t\r\n])")
 # A stretch without such a place is cut between two pieces once it is so long.
 _LONGEST = 16
 
-# Distinct pieces whose ids are kept in each of two tables, 150 bytes each; of prose of any length most words are
-# among these.
+# Distinct pieces whose ids are kept in each of two tables, 150 bytes each; most words of prose of any length
+# are among these.
 _KEPT = 60_000
 
 _BLOCK_BITS = 12
