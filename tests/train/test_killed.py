@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,15 @@ def weights(run: Path, step: int) -> str:
     return sha256(run / "checkpoints" / checkpoint.name_of(step) / checkpoint.MODEL)
 
 
+def await_steps(run: Path, number: int, process: BaseProcess) -> None:
+    """Until it has taken so many steps more; by the clock alone a busy machine would have taken none."""
+    record = run / "metrics.jsonl"
+    begun = len(read_metrics(record, "step"))
+    while len(read_metrics(record, "step")) < begun + number:
+        assert process.is_alive()
+        time.sleep(0.005)
+
+
 def test_a_run_killed_thirty_times_ends_in_the_weights_of_one_that_was_not(tiny, processes, tmp_path):
     run, draw, newest, while_writing = tmp_path / "run", random.Random(0), -1, 0
     for number in range(KILLS):
@@ -62,7 +72,8 @@ def test_a_run_killed_thirty_times_ends_in_the_weights_of_one_that_was_not(tiny,
         process.start()
         if number % 5:  # else at a moment of its start
             assert ours.poll(60)
-        time.sleep(draw.uniform(0.0, 0.7))
+            await_steps(run, draw.randrange(3 * EVERY), process)
+        time.sleep(draw.uniform(0.0, 0.1 if number % 5 else 0.7))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
