@@ -11,6 +11,7 @@ from mixlab.errors import UserError
 from mixlab.model import language_model
 from mixlab.model.config import ModelConfig
 from mixlab.model.inputs import check_rows, cross_entropy, look_up
+from mixlab.parts.contract import available
 
 IDS = torch.zeros(2, 8, dtype=torch.int64)
 
@@ -164,3 +165,66 @@ def test_an_ngram_refuses_what_is_not_rows(tokens):
 def test_a_run_is_loaded_by_its_path(path):
     with pytest.raises(UserError, match=f"by the path of its folder, not by {type(path).__name__}"):
         mixlab.load(path)
+
+
+NGRAM = mixlab.NGram.train([[1, 2, 3, 1, 2]], order=3, vocab_size=19)
+
+
+@pytest.mark.parametrize("kind", ["neural", "n-gram"])
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ((-1, 8), "batch_size must be a whole number, 1 or more, got -1"),
+        ((0, 8), "batch_size must be a whole number, 1 or more, got 0"),
+        (("2", 8), "batch_size must be a whole number, 1 or more, got '2'"),
+        ((2, -3), "max_length must be a whole number, 0 or more, got -3"),
+        ((2, 8.0), "max_length must be a whole number, 0 or more, got 8.0"),
+    ],
+)
+def test_a_state_that_cannot_be_is_one_sentence(model, kind, sizes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        (model if kind == "neural" else NGRAM).init_state(*sizes)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int64, "int64"), (float, "<class 'float'>")])
+def test_a_state_in_a_dtype_of_no_use_is_one_sentence(model, dtype, name):
+    with pytest.raises(UserError, match=f"one of floating point, such as torch.float32, got {name}"):
+        model.init_state(2, 8, dtype=dtype)
+
+
+@pytest.mark.parametrize("temporal", available("temporal"))
+def test_a_state_of_other_tokens_is_one_sentence(temporal):
+    model = mixlab.build_model({"vocab_size": 19, "dim": 16, "depth": 2, "temporal": temporal})
+    for sequences in (1, 3):
+        with pytest.raises(UserError, match=f"this state is of {sequences} sequences, the tokens are of 2"):
+            model(IDS, model.init_state(sequences, 8))
+
+
+def test_a_state_of_something_else_is_one_sentence(model):
+    other = mixlab.build_model({"vocab_size": 19, "dim": 16, "depth": 3, "temporal": "gru"})
+    for state, sentence in (
+        ("text", "the ModelState that init_state or the call before returned, got str"),
+        (
+            NGRAM.init_state(2, 8),
+            "the ModelState that init_state or the call before returned, got NGramState",
+        ),
+        (
+            model.init_state(2, 8).blocks,
+            "the ModelState that init_state or the call before returned, got tuple",
+        ),
+        (other.init_state(2, 8), "this state is of 3 blocks, the model has 2"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            model(IDS, state)
+    with pytest.raises(UserError, match="this state is of 3 sequences, the tokens are of 2"):
+        NGRAM(IDS, NGRAM.init_state(3, 8))
+    with pytest.raises(
+        UserError, match="the NGramState that init_state or the call before returned, got ModelState"
+    ):
+        NGRAM(IDS, model.init_state(2, 8))
+
+
+@pytest.mark.parametrize("place", [None, 3])
+def test_an_ngram_from_no_folder_is_one_sentence(place):
+    with pytest.raises(UserError, match="an n-gram is given by the path of its folder, not by"):
+        mixlab.NGram.load(place)

@@ -6,6 +6,7 @@ them is a pass over the tensor, and on a GPU a wait for it. There ids out of ran
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -47,6 +48,38 @@ def check_rows(what: str, rows: Any, like: Tensor | None = None) -> None:
         raise UserError(
             f"{what} {tuple(rows.shape)} must have the shape of the tokens before them, {tuple(like.shape)}"
         )
+
+
+def check_state(state: Any, kind: type, sequences: int) -> None:
+    """UserError unless `state` is a `kind` for so many sequences: the rows of its first tensor with any."""
+    if not isinstance(state, kind):
+        raise UserError(
+            f"a state is the {kind.__name__} that init_state or the call before returned, got "
+            f"{type(state).__name__}"
+        )
+    held = next(_rows(state), sequences)
+    if held != sequences:
+        raise UserError(f"this state is of {held} sequences, the tokens are of {sequences}")
+
+
+def _rows(state: Any) -> Iterator[int]:
+    """Length of the first axis of each tensor in a state that has one."""
+    for item in state:
+        if isinstance(item, Tensor):
+            if item.ndim:
+                yield len(item)
+        elif isinstance(item, tuple):
+            yield from _rows(item)
+
+
+def check_room(batch_size: Any, max_length: Any, dtype: Any = None) -> None:
+    """UserError unless a state can be for so many sequences, of such a length, in such a dtype."""
+    for what, number, least in (("batch_size", batch_size, 1), ("max_length", max_length, 0)):
+        if not isinstance(number, int) or number < least:
+            raise UserError(f"{what} must be a whole number, {least} or more, got {number!r}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        name = str(dtype).removeprefix("torch.")
+        raise UserError(f"a state's dtype must be one of floating point, such as torch.float32, got {name}")
 
 
 def check_ids(what: str, ids: Tensor, vocab_size: int, dtypes: tuple[torch.dtype, ...]) -> None:

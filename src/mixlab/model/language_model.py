@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from mixlab.errors import UserError
 from mixlab.model.block import Block, BlockState
 from mixlab.model.config import ModelConfig, model_config
-from mixlab.model.inputs import check_rows, cross_entropy, look_up
+from mixlab.model.inputs import check_room, check_rows, check_state, cross_entropy, look_up
 from mixlab.model.scorer import Output
 from mixlab.parts.contract import Component, Place, Role, build, get
 from mixlab.parts.norm import Norm
@@ -106,6 +106,12 @@ class LanguageModel(nn.Module):
         x = look_up(self.embedding, tokens)
         if segment is not None:
             check_rows("segment numbers", segment, tokens)
+        if state is not None:
+            check_state(state, ModelState, len(tokens))
+            if len(state.blocks) != len(self.blocks):
+                raise UserError(
+                    f"this state is of {len(state.blocks)} blocks, the model has {len(self.blocks)}"
+                )
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
         if self.embedding_norm is not None:
@@ -148,7 +154,8 @@ class LanguageModel(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> ModelState:
         """The state before the first token, with room for `max_length`; device and dtype default to the
-        parameters' own."""
+        parameters' own. Raises UserError for sizes and dtypes that cannot be."""
+        check_room(batch_size, max_length, dtype)
         like = self.embedding.weight
         device, dtype = device or like.device, dtype or like.dtype
         blocks = tuple(

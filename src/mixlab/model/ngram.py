@@ -142,7 +142,7 @@ class NGram:
         """
         import torch
 
-        from mixlab.model.inputs import check_rows
+        from mixlab.model.inputs import check_rows, check_state
         from mixlab.model.scorer import Output
 
         check_rows("tokens", tokens)
@@ -150,6 +150,7 @@ class NGram:
         check_ids(ids, self.vocab_size)
         B, T = ids.shape
         if state is not None:
+            check_state(state, NGramState, B)
             ids = np.concatenate([state.tokens.cpu().numpy(), ids], axis=1)
         contexts = [rows[:, rows.shape[1] - T :].reshape(-1) for rows in self._contexts(ids)]
         logits = torch.from_numpy(self._distributions(contexts, B * T)).view(B, T, self.vocab_size)
@@ -164,6 +165,9 @@ class NGram:
         """The state before the first token: nothing known. max_length and dtype change nothing here."""
         import torch
 
+        from mixlab.model.inputs import check_room
+
+        check_room(batch_size, max_length)
         return NGramState(
             torch.full((batch_size, self.order - 1), _NOTHING, dtype=torch.int64, device=device)
         )
@@ -212,6 +216,10 @@ class NGram:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
+        if not isinstance(directory, str | Path):
+            raise UserError(
+                f"an n-gram is given by the path of its folder, not by {type(directory).__name__}"
+            )
         directory = Path(directory)
         try:
             facts = json.loads((directory / _FACTS).read_text(encoding="utf-8"))

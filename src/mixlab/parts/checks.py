@@ -113,6 +113,8 @@ def check_forward(case: Case) -> None:
     expect(state is None, "forward without a state must return None as the state")
     before = part.init_state(2, 5, device="cpu", dtype=torch.float64)
     layout = [(t.shape, t.dtype) for t in tensors(before)]
+    three = tensors(part.init_state(3, 5, device="cpu", dtype=torch.float64))
+    expect(all(len(t) == 3 for t in three if t.ndim), "a state's first axis must be the batch's")
     _, after = part(x, before)
     expect(type(after) is type(before), f"state changes its type from {type(before)} to {type(after)}")
     found = [(t.shape, t.dtype) for t in tensors(after)]

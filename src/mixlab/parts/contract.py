@@ -170,7 +170,10 @@ class Part(Component):
     def init_state(
         self, batch_size: int, max_length: int, *, device: torch.device | str, dtype: torch.dtype
     ) -> Any:
-        """The state before the first token, with room for `max_length`; None if the part keeps nothing."""
+        """The state before the first token, with room for `max_length`; None if the part keeps nothing.
+
+        Its tensors have the batch as their first axis; counters have no axis.
+        """
         return None
 
     def state_bytes(self, T: int, dtype: torch.dtype) -> int:
