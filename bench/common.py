@@ -1,11 +1,15 @@
 """What the benchmarks share: whole training steps, models that take turns, medians, decoding by position."""
 
+import json
 import statistics
 import time
 from argparse import ArgumentParser, RawTextHelpFormatter
 from typing import NamedTuple
 
 import torch
+
+from mixlab.train import precision
+from mixlab.train.allocator import keep_freed_memory
 
 
 class Seconds(NamedTuple):
@@ -123,3 +127,36 @@ def decode_ms(model, states, turns):
 def late_over_early(ms):
     """How much slower the last position is than the first."""
     return round(ms[max(ms)] / ms[min(ms)], 3)
+
+
+def over_attention(doc, models, decoding, **defaults):
+    """The whole of a benchmark of one part: prints the training speed of models(args, T), a name -> model of
+    the part and "attention", at each length, and decoding(args)."""
+    options = parser(doc, **{"steps": 5, "dim": 384, "depth": 6, "threads": 2, **defaults})
+    options.add_argument("--lengths", nargs="+", default=["256:16", "1024:4", "4096:1"], metavar="T:B")
+    options.add_argument("--positions", nargs="+", type=int, default=[100, 100_000])
+    options.add_argument("--skip-decode", action="store_true")
+    options.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    a = options.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(a.threads)
+    keep_freed_memory()
+    bf16 = precision.resolve(a.dtype, torch.device("cpu"))
+    result = {
+        "parameters": {n: count(m) for n, m in models(a, 256).items()},
+        "threads": a.threads,
+        "bf16": bf16,
+    }
+    for pair in a.lengths:
+        T, B = map(int, pair.split(":"))
+        seconds = race(models(a, T), a.steps, T, B, bf16=bf16)
+        (ours,) = seconds.keys() - {"attention"}
+        wall, work = (getattr(seconds["attention"], k) / getattr(seconds[ours], k) for k in Seconds._fields)
+        result[f"T={T}, B={B}"] = {
+            "tokens_per_second": rates(seconds, B * T),
+            "ratio": round(wall, 3),
+            "ratio_by_processor_time": round(work, 3),
+        }
+    if not a.skip_decode:
+        result["decode"] = decoding(a)
+    print(json.dumps(result, indent=1))

@@ -1,19 +1,19 @@
 """Hawk against attention of the same parameter count: training tokens/s by length, decoding by position.
 
-About 13M parameters at D = 384: 6 layers, bytes, bf16 autocast, fused AdamW, gradient norm clipped. Hawk has
-recurrent width 512 and a gated MLP of ratio 3; attention (6 heads, RoPE) has the ratio that makes the counts
-equal. The two take turns, step by step; medians over the turns. Decoding: one sequence, a token at a time,
-float32; attention is shown at the positions that fit its cache into 1 GiB, full of noise.
+About 13M parameters at D = 384: 6 layers, bytes, fused AdamW, gradient norm clipped; bf16 autocast where
+`mixlab doctor` finds it worth it, else float32, or as told. Hawk has recurrent width 512 and a gated MLP of
+ratio 3; attention (6 heads, RoPE) has the ratio that makes the counts equal. The two take turns, step by step;
+medians over the turns, in a process that keeps freed memory as `mixlab train` does. Decoding: one sequence, a
+token at a time, float32; attention is shown at the positions that fit its cache into 1 GiB, full of noise.
 
     python bench/rglru.py [--steps 5] [--lengths 256:16 4096:1] [--positions 100 100000] [--skip-decode]
+        [--dtype bfloat16]
 """
-
-import json
 
 import torch
 
 import mixlab
-from common import count, decode_ms, late_over_early, parser, race, rates, read
+from common import decode_ms, late_over_early, over_attention, read
 
 
 def models(a, T):
@@ -27,17 +27,6 @@ def models(a, T):
     heads = {"kind": "attention", "heads": a.dim // 64}
     attention = mixlab.build_model({**shape, "temporal": heads, "feature": feature, "position": "rope"})
     return {"rglru": hawk, "attention": attention}
-
-
-def training(a, T, B):
-    """Tokens a second of both at one length, by the clock and by the processors' time, and the ratios."""
-    seconds = race(models(a, T), a.steps, T, B)
-    ours, other = seconds["rglru"], seconds["attention"]
-    return {
-        "tokens_per_second": rates(seconds, B * T),
-        "ratio": round(other.wall / ours.wall, 3),
-        "ratio_by_processor_time": round(other.work / ours.work, 3),
-    }
 
 
 def arrived(model, position, room):
@@ -72,23 +61,5 @@ def decoding(a, repeats=200):
     return result
 
 
-def main():
-    options = parser(__doc__, steps=5, dim=384, depth=6, threads=2)
-    options.add_argument("--lengths", nargs="+", default=["256:16", "1024:4", "4096:1"])
-    options.add_argument("--positions", nargs="+", type=int, default=[100, 100_000])
-    options.add_argument("--skip-decode", action="store_true")
-    a = options.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(a.threads)
-    result = {n: count(m) for n, m in models(a, 256).items()}
-    result = {"parameters": result, "threads": a.threads}
-    for pair in a.lengths:
-        T, B = map(int, pair.split(":"))
-        result[f"T={T}, B={B}"] = training(a, T, B)
-    if not a.skip_decode:
-        result["decode"] = decoding(a)
-    print(json.dumps(result, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    over_attention(__doc__, models, decoding)

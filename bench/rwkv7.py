@@ -1,20 +1,17 @@
 """RWKV-7 against attention of the same parameter count: training tokens/s by length, decoding by position.
 
-About 11M parameters at D = 384: 6 layers, 6 heads, bytes, bf16 autocast, fused AdamW, gradient norm clipped;
-attention has the MLP that makes the counts equal to within a per cent. The two take turns, step by step;
-medians over the turns, in a process that keeps freed memory as `mixlab train` does. Decoding:
-one sequence, a token at a time, float32, from states of both positions.
+About 11M parameters at D = 384: 6 layers, 6 heads, bytes, fused AdamW, gradient norm clipped; bf16 autocast
+where `mixlab doctor` finds it worth it, else float32, or as told. Attention has the MLP that makes the counts
+equal to within a per cent. The two take turns, step by step; medians over the turns, in a process that keeps
+freed memory as `mixlab train` does. Decoding: one sequence, a token at a time, float32, from states of both
+positions.
 
     python bench/rwkv7.py [--steps 5] [--lengths 256:16 4096:1] [--positions 100 100000] [--skip-decode]
+        [--dtype bfloat16]
 """
 
-import json
-
-import torch
-
 import mixlab
-from common import count, decode_ms, late_over_early, parser, race, rates, read
-from mixlab.train.allocator import keep_freed_memory
+from common import count, decode_ms, late_over_early, over_attention, read
 
 
 def models(a, T):
@@ -32,13 +29,6 @@ def models(a, T):
     return {"rwkv7": recurrent, "attention": attention}
 
 
-def training(a, T, B):
-    """Tokens a second of both at one length, and their ratio."""
-    seconds = race(models(a, T), a.steps, T, B)
-    ratio = seconds["attention"].wall / seconds["rwkv7"].wall
-    return {"tokens_per_second": rates(seconds, B * T), "ratio": round(ratio, 3)}
-
-
 def decoding(a, repeats=200):
     """Milliseconds a token after each of `positions` tokens, taken in turns, and the state's bytes."""
     model = models(a, 256)["rwkv7"].eval()
@@ -51,23 +41,5 @@ def decoding(a, repeats=200):
     return {"ms_per_token": ms, "late_over_early": late_over_early(ms), "state_bytes": size}
 
 
-def main():
-    options = parser(__doc__, steps=5, dim=384, depth=6)
-    options.add_argument("--lengths", nargs="+", default=["256:16", "4096:1"])
-    options.add_argument("--positions", nargs="+", type=int, default=[100, 100_000])
-    options.add_argument("--skip-decode", action="store_true")
-    a = options.parse_args()
-    torch.manual_seed(0)
-    keep_freed_memory()
-    result = {n: count(m) for n, m in models(a, 256).items()}
-    result = {"parameters": result, "threads": torch.get_num_threads()}
-    for pair in a.lengths:
-        T, B = map(int, pair.split(":"))
-        result[f"T={T}, B={B}"] = training(a, T, B)
-    if not a.skip_decode:
-        result["decode"] = decoding(a)
-    print(json.dumps(result, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    over_attention(__doc__, models, decoding)
