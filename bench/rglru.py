@@ -2,9 +2,10 @@
 
 About 13M parameters at D = 384: 6 layers, bytes, fused AdamW, gradient norm clipped; bf16 autocast where
 `mixlab doctor` finds it worth it, else float32, or as told. Hawk has recurrent width 512 and a gated MLP of
-ratio 3; attention (6 heads, RoPE) has the ratio that makes the counts equal. The two take turns, step by step;
-medians over the turns, in a process that keeps freed memory as `mixlab train` does. Decoding: one sequence, a
-token at a time, float32; attention is shown at the positions that fit its cache into 1 GiB, full of noise.
+ratio 3; attention (6 heads, RoPE) has the ratio that makes the counts equal. The two take turns, step by
+step; medians over the turns, in a process that keeps freed memory as `mixlab train` does. Decoding: one
+sequence, a token at a time, float32; attention is shown at the positions that fit its cache into 1 GiB, full
+of noise.
 
     python bench/rglru.py [--steps 5] [--lengths 256:16 4096:1] [--positions 100 100000] [--skip-decode]
         [--dtype bfloat16]
