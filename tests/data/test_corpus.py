@@ -176,14 +176,14 @@ def test_a_file_that_cannot_be_read_is_an_error_alone_and_a_note_in_a_folder(tmp
 
     (tmp_path / "good.txt").write_text("good")
     (tmp_path / "locked.txt").write_text("locked")
-    real = Path.open
+    real = Path.read_bytes
 
-    def guarded(path, *mode):
+    def guarded(path):
         if path.name == "locked.txt":
             raise PermissionError(13, "Permission denied")
-        return real(path, *mode)
+        return real(path)
 
-    monkeypatch.setattr(Path, "open", guarded)
+    monkeypatch.setattr(Path, "read_bytes", guarded)
     assert "Permission denied" in refused(tmp_path / "locked.txt")
     corpus = read(tmp_path)
     assert corpus.documents == ("good",) and "cannot be read" in corpus.notes[0]

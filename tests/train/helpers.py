@@ -20,7 +20,7 @@ def with_train(config: RunConfig, **changes: Any) -> RunConfig:
 def record(path: Path, *kinds: str) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, of some kinds, without what a clock says."""
     lines = read_metrics(path / "metrics.jsonl")
-    kept = [line for line in lines if line["kind"] in (kinds or ("step", "eval"))]
+    kept = [line for line in lines if line["kind"] in (kinds or ("step", "eval", "watch"))]
     return [{key: value for key, value in line.items() if key not in TIMES} for line in kept]
 
 

@@ -34,7 +34,7 @@ OPTIMIZERS = [
     "pytorch_optimizer:StableSPAM",  # counts in an attribute of its own
     "pytorch_optimizer:Prodigy",  # estimates its rate in its groups
 ]
-OF_THIS_RUN = ("checkpoint", "peak_memory_bytes")  # a path, and what the process used: in the last line only
+OF_THIS_RUN = ("checkpoint",)  # a path, in the last line only
 
 
 def quiet(line):
@@ -50,8 +50,9 @@ def without_times(run):
 
 @pytest.fixture
 def built_on(config):
-    """Six steps of a config with one part in its place: dropout, two micro-batches, an evaluation midway."""
-    config = with_train(config, steps=6, eval_every=3)
+    """Six steps of a config with one part in its place: dropout, two micro-batches, an evaluation midway, and
+    looks at the watch list."""
+    config = with_train(config, steps=6, eval_every=3, watch_every=2)
 
     def build(**model):
         tables = to_mapping(config)
@@ -94,12 +95,34 @@ def stops_and_resumes(config, tmp_path, stops=(1, 3, 5)):
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), file
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("temporal", ["attention", "gmlp", "rglru"])
+def test_watching_changes_nothing_that_training_computes(built_on, tmp_path, temporal, dtype):
+    config = with_train(built_on(temporal=temporal), dtype=dtype)
+    for every in (0, 1):
+        train(with_train(config, watch_every=every), tmp_path / str(every), progress=quiet)
+    without, watched = (without_times(tmp_path / every).splitlines() for every in "01")
+    lines = [json.loads(text) for text in watched]
+    assert [line.pop("step") for line in lines if line["kind"] == "watch"] == [1, 2, 3, 4, 5, 6]
+    assert all("update_ratio" in line for line in lines if line["kind"] == "step")
+    kept = [json.loads(text) for text in watched if '"watch"' not in text]
+    for line in kept:
+        line.pop("update_ratio", None)
+    assert kept == [json.loads(text) for text in without]
+    weights = [load_file(tmp_path / e / "checkpoints/step-0000006/model.safetensors") for e in "01"]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
 def test_every_other_key_is_held_to_that(config, tmp_path):
     """The comparison leaves out what a clock says and nothing that training computes."""
     train(config, tmp_path / "run", progress=quiet)
-    step = json.loads(without_times(tmp_path / "run").splitlines()[0])
-    assert set(step) == {
-        "kind", "step", "tokens", "flops", "loss", "lr", "grad_norm", "clipped_fraction",
+    step, watch = map(json.loads, without_times(tmp_path / "run").splitlines()[:2])
+    totals = {"kind", "step", "tokens", "flops"}
+    assert set(step) == totals | {
+        "loss", "lr", "learning_rates", "grad_norm", "grad_norm_clipped", "clipped_fraction", "update_ratio",
+    }  # fmt: skip
+    assert set(watch) == totals | {
+        "attention_logit", "attention_entropy", "effective_rank", "dead_units", "warnings",
     }  # fmt: skip
 
 

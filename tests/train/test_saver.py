@@ -124,8 +124,8 @@ def test_a_failed_write_ends_the_run_at_the_next_step(config, tmp_path, monkeypa
     monkeypatch.setattr(saver.Saver, "check", check)
     with pytest.raises(RunFailed, match=r"No space left on device; there is no checkpoint yet"):
         train(config, tmp_path / "run", progress=quiet)
-    lines = read_metrics(tmp_path / "run/metrics.jsonl")
-    assert [(line["kind"], line["step"]) for line in lines] == [("step", 1), ("step", 2), ("end", 2)]
+    lines = [(line["kind"], line["step"]) for line in read_metrics(tmp_path / "run/metrics.jsonl")]
+    assert lines == [("step", 1), ("watch", 1), ("step", 2), ("end", 2)]
 
 
 def test_the_checkpoint_is_on_the_disk_before_its_evaluation_begins(config, tmp_path, monkeypatch):

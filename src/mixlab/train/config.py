@@ -175,6 +175,7 @@ class TrainConfig:
     minutes: of training; evaluations and checkpoints are not counted. batch_tokens: a step's, to the nearest
     row of `context` tokens. accumulate: micro-batches that a step is cut into from the start; training cuts
     further by itself when memory runs out. eval_every: steps between evaluations, 0 for one at the end only.
+    watch_every: steps between looks at the watch list, 0 for none.
     dtype: auto is bfloat16 autocast where that was measured to be faster. deterministic: on a GPU, only
     kernels that give the same bits each time, so that a resumed run equals an uninterrupted one there too.
     """
@@ -188,6 +189,7 @@ class TrainConfig:
     batch_tokens: int = 4096  # 16 rows of the default context: small models learn most a token there
     accumulate: int = 1
     eval_every: int = 250
+    watch_every: int = 50  # a look takes a fifth of a step or less (LOG.md): under 1% of the time
     dtype: Dtype = "auto"
     deterministic: bool = False  # costs speed on a GPU; a CPU gives the same bits anyway
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -247,6 +249,7 @@ class TrainConfig:
         _require(
             self.eval_every >= 0, "train.eval_every", self.eval_every, "0 (at the end) or a number of steps"
         )
+        _require(self.watch_every >= 0, "train.watch_every", self.watch_every, "0 (off) or a number of steps")
         _require_one_of("train.dtype", self.dtype, DTYPES)
         for nested in (self.optimizer, self.schedule, self.checkpoint):
             nested.validate()

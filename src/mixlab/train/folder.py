@@ -24,7 +24,7 @@ except ImportError:  # Windows
 
 # A resumed run may go on for longer, look more often and keep more; anything else would make it another run.
 LENGTH = tuple(f"train.{name}" for name in HORIZONS)
-MAY_CHANGE = ("name", *LENGTH, "train.eval_every", "train.checkpoint")
+MAY_CHANGE = ("name", *LENGTH, "train.eval_every", "train.watch_every", "train.checkpoint")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from mixlab.data import Batches, Dataset, load_tokenizer, prepare
 from mixlab.errors import RunFailed, UserError
 from mixlab.model.language_model import build_model
-from mixlab.train import checkpoint, diagnose, machine, randomness
+from mixlab.train import checkpoint, diagnose, machine, meters, randomness
 from mixlab.train.allocator import keep_freed_memory
 from mixlab.train.config import RunConfig, TrainConfig
 from mixlab.train.counters import Clock, Counters
@@ -29,6 +29,7 @@ from mixlab.train.saver import Saver
 from mixlab.train.state import State
 from mixlab.train.step import Stepper, StepStopped
 from mixlab.train.stopping import StopRequest
+from mixlab.train.watch import WatchList
 
 Progress = Callable[[Line], None]
 
@@ -40,9 +41,8 @@ def train(
 
     resume: continue the run in `out` from its newest whole checkpoint (from the start if it made none yet).
     progress: called with every line of metrics.jsonl as it is written, with {"kind": "start", "run",
-    "length": {what it is counted in: how much}} before the first, with {"kind": "prepare", ...} while a long
-    text is read and encoded (`mixlab.data.corpus.Progress`), and with {"kind": "note", "message"} for what a
-    person should be told; without it, notes are Python warnings.
+    "length": {what it is counted in: how much}} before the first, and with {"kind": "note", "message"} for
+    what a person should be told; without it, notes are Python warnings.
 
     The summary's `status` is "done", or "stopped" after SIGTERM or SIGINT (its `message` says how to go
     on). Raises UserError for a config, text or folder that cannot work, RunFailed for a loss that is not
@@ -98,9 +98,9 @@ def _data(config: RunConfig, folder: RunFolder, resume: bool, report: Progress) 
         report({"kind": "note", "message": message})
 
     context = config.model.context if config.model is not None else 0
-    dataset = prepare(config.data, context=context, notes=note, progress=report)
+    dataset = prepare(config.data, context=context, notes=note)
     if resume and (saved := load_tokenizer(folder.path)).hash != dataset.tokenizer.hash:
-        dataset = prepare(config.data, context=context, tokenizer=saved, progress=report)
+        dataset = prepare(config.data, context=context, tokenizer=saved)
     return dataset
 
 
@@ -128,6 +128,15 @@ class Trainer:
         self.record = Record(folder.metrics, report)
         self.saver = Saver(folder.checkpoints, self.config.checkpoint, self.record)
         self.clock = Clock()
+        self.peak = machine.measure(self.device.type).peak(self.bfloat16)
+        self.watch = WatchList(
+            self.model,
+            self.valid,
+            every=self.config.watch_every,
+            context=self.context,
+            device=self.device,
+            bfloat16=self.bfloat16,
+        )
 
     def run(self) -> Line:
         """Train to the horizon or to a requested stop; returns the summary, which ends the record."""
@@ -159,6 +168,7 @@ class Trainer:
             pieces = self.stepper.micro_batches
             with contextlib.suppress(StepStopped):
                 self.record.write(self.step())
+                self.watch_if_due()
                 # A size that memory has just forced is saved, so that a resume goes on with it.
                 cut = self.stepper.micro_batches != pieces
                 if cut or self.evaluation_is_due() or self.saver.is_due(self.done.step):
@@ -170,23 +180,35 @@ class Trainer:
 
     def step(self) -> Line:
         """One update from one batch; returns its line. Raises as `Stepper.take` does."""
-        taken = self.stepper.take(self.middle_of_step())
-        done, seconds = self.done, self.clock.lap()
+        measured = self.watch.is_due(self.done.step + 1)
+        taken = self.stepper.take(self.middle_of_step(), measured=measured)
+        done, seconds, clip = self.done, self.clock.lap(), self.config.optimizer.clip
         tokens, flops = self.stepper.tokens, taken.flops
         done.step += 1
         done.tokens += tokens
         done.flops += flops
         done.seconds += seconds
-        done.clipped += 0 < self.config.optimizer.clip < taken.norm
+        done.clipped += 0 < clip < taken.norm
         return {
             **self.totals("step"),
             "loss": taken.loss,
             "lr": taken.lr,
+            "learning_rates": meters.learning_rates(self.optimizers),
             "grad_norm": taken.norm,
+            "grad_norm_clipped": meters.clipped_norm(taken.norm, clip),
             "clipped_fraction": done.clipped / done.step,
-            "tokens_per_second": tokens / seconds,
-            "flops_per_second": flops / seconds,
+            **({"update_ratio": taken.update_ratio or {}} if measured else {}),
+            **meters.rates(tokens, flops, seconds, self.peak),
+            **meters.memory(self.device),
         }
+
+    def watch_if_due(self) -> None:
+        """Write down what the watch list sees after this step, and tell what is newly out of its band."""
+        if self.watch.is_due(self.done.step):
+            seen = self.watch.look(self.record.last["step"]["update_ratio"])
+            self.record.write({**self.totals("watch"), **seen})
+            for sentence in self.watch.news(seen["warnings"]):
+                self.note(f"step {self.done.step}: {sentence}")
 
     def middle_of_step(self) -> float:
         """Progress half-way through the coming step: neither the first nor the last has a factor of 0."""

@@ -224,6 +224,17 @@ def git_hash() -> str | None:
     return done.stdout.strip() or None
 
 
+def memory_bytes(device: torch.device) -> int:
+    """Memory in use now: by the GPU's tensors, else resident in this process; 0 where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:  # only Linux has it
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory used so far: by the GPU's allocator, else resident in this process since it began."""
     if device.type == "cuda":

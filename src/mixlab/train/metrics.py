@@ -1,16 +1,48 @@
 """metrics.jsonl: the record of a run, one strict JSON object a line; all else is drawn from it.
 
-Lines, in the order written; counts are totals since the run's first step:
+Every line has `kind` and the totals since the run's first step:
 
-    {"kind": "step", "step", "tokens", "seconds", "flops", "loss", "lr", "grad_norm", "clipped_fraction",
-     "tokens_per_second", "flops_per_second"}
-    {"kind": "eval", "step", "tokens", "seconds", "flops", "bits_per_byte", "nats_per_token", "perplexity",
-     "loss_by_position"}
-    {"kind": "end", "status": "done" | "stopped" | "failed", "step", ...}
+    step
+    tokens               predicted in training
+    seconds              of training: all but evaluations and checkpoints (reading batches, looking at the
+                         watch list and writing this file are counted)
+    flops                of the model's matrix products, forward and backward, from its formula
 
-seconds: of training, evaluations and checkpoints left out, everything else (reading batches, writing this
-file) counted. loss: mean nats a token of the step's batch. flops: the model's, forward and backward, from
-its formula.
+kind "step", one a step:
+
+    loss                 mean nats a token over the whole batch: all micro-batches, all processes
+    lr                   the schedule's learning rate
+    learning_rates       "RULE/ROLE" -> what these parameters were updated with; "RULE/ROLE x0.5": those of
+                         the role that learn at half of its rate
+    grad_norm            global L2 norm of the gradient, before clipping
+    grad_norm_clipped    and after it
+    clipped_fraction     of all steps so far, those whose gradient was clipped
+    update_ratio         role -> |W after - W before| / |W before| of this step, all parameters of the role as
+                         one vector; null where they are all 0. At the steps that have a "watch" line
+    tokens_per_second    of this step, by all the time since the line before
+    flops_per_second     likewise
+    peak_fraction        flops_per_second over this machine's measured FLOP/s of square matrix products in the
+                         dtype of the run (environment.json: machine, float32_flops or bfloat16_flops)
+    memory_bytes         in use now: resident in the process, on a GPU by its tensors; 0 if it is not known
+    peak_memory_bytes    and at most since the process began
+
+kind "watch", after the first step and every `train.watch_every`, a list with one value a layer, null where a
+layer has nothing to see; on a fixed batch, in evaluation mode (see `mixlab.train.watch`):
+
+    attention_logit      the largest that a softmax takes, after scale, cap and bias
+    attention_entropy    nats, mean over heads and queries that see more than one key
+    effective_rank       of the residual stream after the layer
+    dead_units           the share of hidden units that pass on nothing for any token of the batch
+    warnings             name of a number out of its healthy band (these four, update_ratio) -> a sentence
+
+kind "eval":
+
+    bits_per_byte        nats of the whole validation text / ln 2 / its bytes
+    nats_per_token, perplexity
+    loss_by_position     mean nats of the tokens after 1, 2, ... tokens of context
+
+kind "end", the last: status "done", "stopped" or "failed", message, parameters, dtype, checkpoint; loss,
+bits_per_byte: the last; best_bits_per_byte, best_step; tokens_per_second over the whole; peak_memory_bytes.
 """
 
 from __future__ import annotations
@@ -24,8 +56,11 @@ from mixlab.train.files import write_text
 
 Line = dict[str, Any]
 
-TIMES = ("seconds", "tokens_per_second", "flops_per_second")
-"""The keys whose values come from a clock: all that differs between two runs of the same steps."""
+TIMES = (
+    "seconds", "tokens_per_second", "flops_per_second", "peak_fraction", "memory_bytes", "peak_memory_bytes",
+)  # fmt: skip
+"""The keys whose values come from a clock or the process: all that differs between two runs of the same
+steps."""
 
 
 def strict(value: Any) -> Any:

@@ -13,6 +13,7 @@ from mixlab.data.batches import Pair
 from mixlab.errors import RunFailed
 from mixlab.train import diagnose, shortage
 from mixlab.train.config import TrainConfig
+from mixlab.train.meters import Update, mean_over_ranks
 from mixlab.train.precision import autocast
 from mixlab.train.schedules import lr_factor
 from mixlab.train.state import State
@@ -25,12 +26,14 @@ class StepStopped(Exception):
 
 class Taken(NamedTuple):
     """What a step says of itself. loss: mean nats a token of its batch. norm: the gradient's, unclipped.
-    flops: of all the passes that it took."""
+    flops: of all the passes that it took. update_ratio: by role, if it was to be measured.
+    """
 
     loss: float
     lr: float
     norm: float
     flops: int
+    update_ratio: dict[str, float | None] | None = None
 
 
 class Stepper:
@@ -61,8 +64,10 @@ class Stepper:
         """Into how many a batch is cut: as the config says, or more since memory ran out."""
         return max(self.config.accumulate, self.state.done.micro_batches)
 
-    def take(self, fraction: float) -> Taken:
+    def take(self, fraction: float, *, measured: bool = False) -> Taken:
         """One update from one batch, `fraction` of the horizon being done half-way through it.
+
+        measured: whether the update itself is, which takes a copy of the parameters.
 
         Raises RunFailed if loss or gradient is not finite, or if memory does not hold even one row;
         StepStopped, with all as it was before, if a stop is requested between two micro-batches.
@@ -74,6 +79,7 @@ class Stepper:
         optimizers.set_lr(lr)
         batch, loss, norm = self.gradient()
         passes = FurtherPasses(self, batch)
+        update = Update.begin(optimizers) if measured else None
         try:
             optimizers.step(passes)
         except (RuntimeError, MemoryError) as error:
@@ -84,7 +90,7 @@ class Stepper:
                 f"out of memory in the optimizer's update at step {state.done.step + 1}: the model and what "
                 "the optimizer keeps do not fit; choose a smaller model.dim or model.depth"
             ) from None
-        return Taken(loss, lr, norm, self.flops + passes.flops)
+        return Taken(loss, lr, norm, self.flops + passes.flops, update.ratios() if update else None)
 
     def gradient(self) -> tuple[Pair, float, float]:
         """The next batch, its loss and gradient norm; the gradient, clipped, is left with the parameters.
@@ -125,7 +131,8 @@ class Stepper:
 
     def clip(self, total: Tensor, batch: Pair) -> tuple[float, float]:
         """(loss, gradient norm before it is clipped) of a batch; RunFailed if either is not finite."""
-        loss, norm = torch.stack([total, self.state.optimizers.clip()]).tolist()
+        mean = mean_over_ranks(total, self.tokens)
+        loss, norm = torch.stack([mean, self.state.optimizers.clip()]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise RunFailed(self.what_went_bad(loss, norm, *batch))
         return loss, norm

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mixlab.data import TokenFile, eval_windows
 from mixlab.model.language_model import LanguageModel
-from mixlab.train import randomness
+from mixlab.train import randomness, shortage
 from mixlab.train.precision import autocast
 
 TOKENS = 512
@@ -86,10 +86,10 @@ BANDS: dict[str, Band] = {
     ),
     "update_ratio": Band(
         what="the update-to-weight ratio",
-        high=0.1,
-        means="each step replaces a tenth of the weights or more; a lower learning rate or a longer warm-up "
-        "helps",
-        source="folklore has 1e-3 for a trained model; 0.1 is our own limit",
+        high=0.5,
+        means="a step replaces half of the weights; a lower learning rate or a longer warm-up helps",
+        source="our own limit: our presets reach 0.2 in warm-up, 0.06 after it (LOG.md); folklore has 1e-3 "
+        "for large models",
     ),
 }
 
@@ -120,12 +120,18 @@ class WatchList:
     def look(self, update_ratio: Mapping[str, float | None]) -> dict[str, Any]:
         """The numbers of each layer (None: it has nothing to see), and warnings: number -> sentence.
 
-        update_ratio: this step's, by role, to be held against its band too.
+        update_ratio: this step's, by role, to be held against its band too. Without memory for a look there
+        is nothing to see.
         """
         seen = _Seen(self.model)
         precision = autocast(self.device, self.bfloat16)
-        with randomness.kept(), _evaluating(self.model), torch.no_grad(), precision, seen.hooks():
-            self.model.hidden(self.tokens)
+        try:
+            with randomness.kept(), _evaluating(self.model), torch.no_grad(), precision, seen.hooks():
+                self.model.hidden(self.tokens)
+        except (RuntimeError, MemoryError) as error:
+            if not shortage.ran_out(error):
+                raise
+            seen = _Seen(self.model)
         numbers = seen.numbers()
         places = {name: {f"layer {i}": x for i, x in enumerate(values)} for name, values in numbers.items()}
         places["update_ratio"] = {f"the {role} parameters": ratio for role, ratio in update_ratio.items()}
@@ -157,15 +163,15 @@ class _Seen:
         self.blocks = model.layers()
         depth = len(self.blocks)
         self.scores: list[list[Tensor]] = [[] for _ in range(depth)]  # [largest, entropy] of each part's
-        self.units: list[list[Tensor]] = [[] for _ in range(depth)]  # whether each unit is dead
-        self.streams: list[Tensor] = []
+        self.units: list[list[Tensor]] = [[] for _ in range(depth)]  # 1 for each dead unit
+        self.streams: list[Tensor | None] = [None] * depth
 
     @contextlib.contextmanager
     def hooks(self) -> Iterator[None]:
         """Watch while inside."""
         handles = []
         for layer, block in enumerate(self.blocks):
-            handles.append(block.register_forward_hook(self._stream))
+            handles.append(block.register_forward_hook(self._stream(layer)))
             for part in (block.temporal, block.feature):
                 handles.append(part.register_forward_pre_hook(self._part(layer)))
         try:
@@ -174,8 +180,12 @@ class _Seen:
             for handle in handles:
                 handle.remove()
 
-    def _stream(self, block: nn.Module, inputs: Any, output: Any) -> None:
-        self.streams.append(output[0].flatten(0, 1))
+    def _stream(self, layer: int) -> Any:
+        def keep(block: nn.Module, inputs: Any, output: Any) -> None:
+            x = output[0].flatten(0, 1)  # (B, T, D) -> (B T, D)
+            self.streams[layer] = x[:: math.ceil(len(x) / STREAM)]
+
+        return keep
 
     def _part(self, layer: int) -> Any:
         def look(part: Any, inputs: Any) -> None:
@@ -191,11 +201,12 @@ class _Seen:
     def numbers(self) -> dict[str, list[float | None]]:
         """Name -> a value for each layer."""
         scores = [torch.stack(found).tolist() if found else [] for found in self.scores]
+        dead_shares = [torch.cat(found).mean().item() if found else math.nan for found in self.units]
         return {
-            "attention_logit": [_finite(max(s[0] for s in found)) if found else None for found in scores],
-            "attention_entropy": [_finite(min(s[1] for s in found)) if found else None for found in scores],
-            "effective_rank": [_finite(effective_rank(stream)) for stream in self.streams],
-            "dead_units": [torch.cat(found).float().mean().item() if found else None for found in self.units],
+            "attention_logit": [_finite(max((s[0] for s in found), default=math.nan)) for found in scores],
+            "attention_entropy": [_finite(min((s[1] for s in found), default=math.nan)) for found in scores],
+            "effective_rank": [_finite(effective_rank(x)) if x is not None else None for x in self.streams],
+            "dead_units": [_finite(share) for share in dead_shares],
         }
 
 
@@ -215,20 +226,23 @@ def attention_entropy(scores: Float[Tensor, "*B T S"]) -> Float[Tensor, ""]:
 
 def effective_rank(x: Float[Tensor, "N D"]) -> float:
     """exp of the entropy of the singular values over their sum: 1 if all rows point one way, D if every
-    direction is used alike (Roy & Vetterli 2007). NaN of nothing but zeros.
+    direction is used alike (Roy & Vetterli 2007). NaN of nothing but zeros, and of what is not finite.
 
-    Of `STREAM` rows, evenly spread, if there are more. Not centred: the mean direction counts.
+    Not centred: the mean direction counts.
     """
-    x = x[:: math.ceil(len(x) / STREAM)].double()
+    x = x.double()
     gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
+    if not bool(gram.isfinite().all()):
+        return math.nan
     singular = torch.linalg.eigvalsh(gram.cpu()).clamp_min(0).sqrt()
     entropy: Tensor = torch.special.entr(singular / singular.sum()).sum()
     return entropy.exp().item()
 
 
-def dead(units: Float[Tensor, "B T F"]) -> Tensor:
-    """(F,) whether each unit is silent for every token."""
-    return units.abs().amax((0, 1)) <= SILENT
+def dead(units: Float[Tensor, "B T F"]) -> Float[Tensor, "F"]:
+    """1 for a unit that is silent for every token, else 0; NaN where one is NaN."""
+    loudest = units.abs().amax((0, 1)).float()
+    return (loudest <= SILENT).where(~loudest.isnan(), loudest)
 
 
 @contextlib.contextmanager
