@@ -6,7 +6,7 @@ suffix of a k-gram stands in that list (the back-off, and the n-gram whose conti
 the sorted row of the window one position to its right. Everything else is a running sum, a gather or a
 bincount.
 
-Source: Chen & Goodman 1998, "An Empirical Study of Smoothing Techniques for Language Modeling", section 3
+Source: Chen & Goodman 1998, "An Empirical Study of Smoothing Techniques for Language Modeling"
 (modified Kneser-Ney, interpolated); Kneser & Ney 1995 for the continuation counts.
 """
 

@@ -308,7 +308,7 @@ def bias_of(
 def attend_with_softcap(
     q: Float[Tensor, "B H T K"], k: Float[Tensor, "B G S K"], v: Float[Tensor, "B G S K"], scoring: Scoring
 ) -> Float[Tensor, "B H T K"]:
-    """softmax(c tanh(scores / c)) V in plain operations: no fused kernel has the cap (Gemma 2, section 2)."""
+    """softmax(c tanh(scores / c)) V in plain operations: no fused kernel has the cap (Gemma 2)."""
     p = scores(q, k, scoring).softmax(-1).to(v.dtype)
     return p @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 

@@ -38,7 +38,7 @@ class GMLPState(NamedTuple):
 class GMLP(Part):
     """V (Z1 * (W LN(Z2) + b)) with [Z1, Z2] = gelu(U x), W lower triangular over the tokens."""
 
-    paper = "Liu et al. 2021, Pay Attention to MLPs, section 2; aMLP: section 4.3"
+    paper = "Liu et al. 2021, Pay Attention to MLPs (arXiv 2105.08050)"
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -132,7 +132,7 @@ class GMLP(Part):
         return self.config.groups if self.config.groups > 1 else 0
 
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
-        """Y = V s(gelu(U x)), s(Z) = Z1 * (W LN(Z2) + b) (equations 1, 2 and 4)."""
+        """Y = V s(gelu(U x)), s(Z) = Z1 * (W LN(Z2) + b) (docs/parts/gmlp.md)."""
         start = 0 if state is None else int(state.length)
         stop = start + x.shape[1]
         if stop > self.limit:

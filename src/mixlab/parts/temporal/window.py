@@ -25,7 +25,7 @@ class Window(Part):
     """y_t = U tanh(d + H [x_t; x_{t-1}; ...; x_{t-n+1}]): the hidden layer of the feed-forward language
     model over the concatenation of the last n vectors. Before the start stand zeros."""
 
-    paper = "Bengio et al. 2003, A Neural Probabilistic Language Model, equation 1"
+    paper = "Bengio et al. 2003, A Neural Probabilistic Language Model"
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
