@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -36,10 +37,15 @@ class ModelState(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-    """tokens -> embedding -> N x block -> norm -> linear -> logits."""
+    """tokens -> embedding -> N x block -> norm -> linear -> logits.
+
+    recompute: in training, blocks keep their input alone and do their forward again for the gradient (Chen et
+    al. 2016, Training Deep Nets with Sublinear Memory Cost); loss and gradients stay the same, bit for bit.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.recompute = False
         self.config = config.validate()
         self.vocab_size = config.vocab_size
         place = Place(dim=config.dim, context=config.context, depth=config.depth)
@@ -120,7 +126,11 @@ class LanguageModel(nn.Module):
             x = x + self.position(self._positions(tokens, state, segment)).to(x.dtype)
         x = self.dropout(x)
         after, carry = [], {}  # type: ignore[var-annotated]
+        again = self.recompute and self.training and state is None and torch.is_grad_enabled()
         for i, block in enumerate(self.layers()):
+            if again:
+                x, carry = checkpoint(_run, block, x, segment, carry, use_reentrant=False)
+                continue
             block_state = None if state is None else state.blocks[i]
             x, block_state = block(x, block_state, segment=segment, carry=carry)
             after.append(block_state)
@@ -179,19 +189,49 @@ class LanguageModel(nn.Module):
         With a large vocabulary the logits are made, used and made again for the gradient a chunk of
         tokens at a time. Raises UserError as `forward` does, and for targets that do not fit the inputs.
         """
+        return self.losses(inputs, targets, segment=segment)[0]
+
+    def losses(
+        self,
+        inputs: Int[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        *,
+        segment: Int[Tensor, "B T"] | None = None,
+        z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> Float[Tensor, "3"]:
+        """`loss`, and what each of two terms adds to it in an objective that is the sum of the three.
+
+        With Z the sum over the vocabulary that normalises a token's probabilities: z_loss * mean(log^2 Z)
+        (Chowdhery et al. 2022, PaLM, section 5) keeps the logits from drifting. label_smoothing e in place of
+        the target asks for 1 - e of it and e of the uniform distribution u (Szegedy et al. 2016, section 7):
+        the objective is (1 - e) H(target) + e H(u), so that e (H(u) - H(target)) is added.
+        """
         x, _ = self.hidden(inputs, segment=segment)
         check_rows("targets", targets, inputs)
         x, y = x.flatten(0, 1), targets.flatten()
         rows = max(1, CHUNK_LOGITS // self.vocab_size)
+        terms = partial(self._terms, z_loss=z_loss, label_smoothing=label_smoothing)
         if len(x) <= rows:
-            return self._nats(x, y) / len(y)
+            return terms(x, y) / len(y)
         chunks = zip(x.split(rows), y.split(rows), strict=True)
-        return sum(checkpoint(self._nats, a, b, use_reentrant=False) for a, b in chunks) / len(y)
+        return sum(checkpoint(terms, a, b, use_reentrant=False) for a, b in chunks) / len(y)
 
-    def _nats(self, x: Float[Tensor, "N D"], y: Int[Tensor, "N"]) -> Float[Tensor, ""]:
-        """Summed negative log-likelihood of `y`, at least in float32."""
+    def _terms(
+        self, x: Float[Tensor, "N D"], y: Int[Tensor, "N"], *, z_loss: float, label_smoothing: float
+    ) -> Float[Tensor, "3"]:
+        """The three of `losses`, summed over the tokens, at least in float32."""
         logits = self.logits(x)
-        return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="sum")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        nats = cross_entropy(logits, y, reduction="sum")
+        z = smooth = nats.new_zeros(())
+        if z_loss:
+            z = z_loss * logits.logsumexp(-1).square().sum()
+        if label_smoothing:
+            # H(u) - H(target): log Z is in both.
+            target = logits.gather(-1, y.long()[:, None]).squeeze(-1)
+            smooth = label_smoothing * (target - logits.mean(-1)).sum()
+        return torch.stack([nats, z, smooth])
 
     def score(self, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """Natural log-probability, float32, of each target after its row's inputs; rows start afresh."""
@@ -268,6 +308,13 @@ class LanguageModel(nn.Module):
         """Bytes one sequence keeps for decoding after T tokens: every mixer's, and the counter."""
         kept = sum(b.temporal.state_bytes(T, dtype) + b.feature.state_bytes(T, dtype) for b in self.layers())
         return kept + torch.int64.itemsize
+
+
+def _run(block: Block, x: Tensor, segment: Tensor | None, carry: dict[str, Tensor]) -> Any:
+    """A block without states on a copy of the carry, so that a second run finds it as the first did."""
+    carry = dict(carry)
+    x, _ = block(x, None, segment=segment, carry=carry)
+    return x, carry
 
 
 def build_model(config: ModelConfig | Mapping[str, Any] | str | Any) -> LanguageModel:

@@ -176,6 +176,9 @@ class TrainConfig:
     row of `context` tokens. accumulate: micro-batches that a step is cut into from the start; training cuts
     further by itself when memory runs out. eval_every: steps between evaluations, 0 for one at the end only.
     watch_every: steps between looks at the watch list, 0 for none.
+    z_loss, label_smoothing: see `LanguageModel.losses`; in the gradient, not in the loss that is reported.
+    ema: decay of an average of the weights, which is then what is evaluated and kept as the model; 0 is off.
+    recompute: blocks do their forward again for the gradient, in place of keeping what it needs.
     dtype: auto is bfloat16 autocast where that was measured to be faster. deterministic: on a GPU, only
     kernels that give the same bits each time, so that a resumed run equals an uninterrupted one there too.
     """
@@ -190,6 +193,10 @@ class TrainConfig:
     accumulate: int = 1
     eval_every: int = 250
     watch_every: int = 50  # a look takes a fifth of a step or less (LOG.md): under 1% of the time
+    z_loss: float = 0.0  # 1e-4 in PaLM; at this scale logits do not drift
+    label_smoothing: float = 0.0  # 0.1 in Szegedy et al.; it costs nats, which are what is compared here
+    ema: float = 0.0  # a falling learning rate averages too; 0.999 is usual where it stays constant
+    recompute: bool = False  # a third more time for the memory of one block in place of all
     dtype: Dtype = "auto"
     deterministic: bool = False  # costs speed on a GPU; a CPU gives the same bits anyway
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -251,8 +258,18 @@ class TrainConfig:
         )
         _require(self.watch_every >= 0, "train.watch_every", self.watch_every, "0 (off) or a number of steps")
         _require_one_of("train.dtype", self.dtype, DTYPES)
+        _require(
+            0 <= self.z_loss < math.inf, "train.z_loss", self.z_loss, "0 (off) or positive, such as 1e-4"
+        )
+        smoothing = self.label_smoothing
+        _require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "0 (off) or a fraction below 1")
+        _require(0 <= self.ema < 1, "train.ema", self.ema, "0 (off) or a decay below 1, such as 0.999")
         for nested in (self.optimizer, self.schedule, self.checkpoint):
             nested.validate()
+        if self.ema and kinds.find(self.optimizer.kind).averages:
+            raise UserError(
+                f"train.ema: {self.optimizer.kind} averages the weights itself; leave train.ema out"
+            )
         if kinds.find(self.optimizer.kind).averages and self.schedule.kind != "constant":
             raise UserError(
                 f"train.schedule.kind: {self.optimizer.kind} averages in place of a falling learning rate; "

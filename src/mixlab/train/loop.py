@@ -16,6 +16,7 @@ from mixlab.errors import RunFailed, UserError
 from mixlab.model.language_model import build_model
 from mixlab.train import checkpoint, diagnose, machine, meters, randomness
 from mixlab.train.allocator import keep_freed_memory
+from mixlab.train.average import Average
 from mixlab.train.config import RunConfig, TrainConfig
 from mixlab.train.counters import Clock, Counters
 from mixlab.train.evaluate import EvaluationStopped, evaluate
@@ -115,12 +116,14 @@ class Trainer:
         self.bfloat16 = resolve_dtype(self.config.dtype, self.device)
         randomness.seed(self.config.seed)
         self.model = build_model(config.model).to(self.device)
+        self.model.recompute = self.config.recompute
         self.model.set_progress(0.0)  # before the optimizers: parameters that serve training alone come now
         self.optimizers = Optimizers(self.model, self.config.optimizer)
         rows = self.config.rows(self.context)
         self.batches = Batches(dataset.train, context=self.context, batch_size=rows, seed=self.config.seed)
         self.done = Counters()
-        self.state = State(self.model, self.optimizers, self.batches, self.done, self.device)
+        average = Average(self.model, self.config.ema) if self.config.ema else None
+        self.state = State(self.model, self.optimizers, self.batches, self.done, self.device, average)
         self.stop = StopRequest()
         self.stepper = Stepper(
             self.config, self.state, self.context, bfloat16=self.bfloat16, stop=self.stop, note=self.note
@@ -192,6 +195,7 @@ class Trainer:
         return {
             **self.totals("step"),
             "loss": taken.loss,
+            **taken.added,
             "lr": taken.lr,
             "learning_rates": meters.learning_rates(self.optimizers),
             "grad_norm": taken.norm,
@@ -241,7 +245,7 @@ class Trainer:
         self.saver.wait()
         dtype = "bfloat16" if self.bfloat16 else "float32"
         rows = self.config.eval_rows(self.context)
-        with self.clock.paused(), self.optimizers.averaged(), contextlib.suppress(EvaluationStopped):
+        with self.clock.paused(), self.state.averaged(), contextlib.suppress(EvaluationStopped):
             found = evaluate(
                 self.model, self.valid, context=self.context, batch_size=rows, dtype=dtype, stop=self.stop
             )
@@ -288,7 +292,7 @@ class Trainer:
                 raise RunFailed(
                     f"parameter {bad} is not finite after step {self.done.step}, which is not saved"
                 )
-            with self.optimizers.averaged():
+            with self.state.averaged():
                 self.saver.save(self.done.step, *self.state.contents())
 
     def resume(self, before: TrainConfig) -> None:

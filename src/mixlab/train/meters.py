@@ -47,7 +47,7 @@ def learning_rates(optimizers: Optimizers) -> dict[str, float]:
 
 
 def mean_over_ranks(value: Tensor, weight: float) -> Tensor:
-    """The mean of a scalar over a group's processes, each counting `weight`; itself where there is no group.
+    """The mean of a tensor over a group's processes, each counting `weight`; itself where there is no group.
 
     All processes must call it, and get the same.
     """

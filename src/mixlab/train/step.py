@@ -19,6 +19,9 @@ from mixlab.train.schedules import lr_factor
 from mixlab.train.state import State
 from mixlab.train.stopping import StopRequest
 
+TERMS = ("z_loss", "label_smoothing")
+"""What may be added to the loss, in the order of `LanguageModel.losses`; the keys of TrainConfig."""
+
 
 class StepStopped(Exception):
     """A step was given up between two micro-batches, because a stop was requested."""
@@ -26,13 +29,15 @@ class StepStopped(Exception):
 
 class Taken(NamedTuple):
     """What a step says of itself. loss: mean nats a token of its batch. norm: the gradient's, unclipped.
-    flops: of all the passes that it took. update_ratio: by role, if it was to be measured.
+    flops: of all the passes that it took. added: name -> what a term that is on added to the objective.
+    update_ratio: by role, if it was to be measured.
     """
 
     loss: float
     lr: float
     norm: float
     flops: int
+    added: dict[str, float]
     update_ratio: dict[str, float | None] | None = None
 
 
@@ -77,11 +82,13 @@ class Stepper:
             self.count_flops()
         lr = self.config.optimizer.lr * lr_factor(self.config.schedule, fraction)
         optimizers.set_lr(lr)
-        batch, loss, norm = self.gradient()
+        batch, losses, norm = self.gradient()
         passes = FurtherPasses(self, batch)
-        update = Update.begin(optimizers) if measured else None
         try:
+            update = Update.begin(optimizers) if measured else None
             optimizers.step(passes)
+            if state.average is not None:
+                state.average.update(state.done.step + 1)
         except (RuntimeError, MemoryError) as error:
             if not shortage.ran_out(error):
                 raise
@@ -90,10 +97,12 @@ class Stepper:
                 f"out of memory in the optimizer's update at step {state.done.step + 1}: the model and what "
                 "the optimizer keeps do not fit; choose a smaller model.dim or model.depth"
             ) from None
-        return Taken(loss, lr, norm, self.flops + passes.flops, update.ratios() if update else None)
+        added = {name: losses[i] for i, name in enumerate(TERMS, 1) if getattr(self.config, name)}
+        ratios = update.ratios() if update else None
+        return Taken(losses[0], lr, norm, self.flops + passes.flops, added, ratios)
 
-    def gradient(self) -> tuple[Pair, float, float]:
-        """The next batch, its loss and gradient norm; the gradient, clipped, is left with the parameters.
+    def gradient(self) -> tuple[Pair, list[float], float]:
+        """The next batch, its losses and gradient norm; the gradient, clipped, is left with the parameters.
 
         Where memory is short the same batch is tried again in smaller micro-batches, from the same random
         numbers, so that it is as if they had been that small at once.
@@ -117,9 +126,10 @@ class Stepper:
         """Cut batches into twice as many micro-batches from now on; RunFailed if each has only one row."""
         step, rows, tried = self.state.done.step + 1, self.rows, self.micro_batches
         if tried >= rows:
+            anew = "" if self.config.recompute else "set train.recompute=true, or "
             raise RunFailed(
                 f"out of memory at step {step}: not even one row of {self.context} tokens fits; "
-                "choose a smaller model.context, model.dim or model.depth"
+                f"{anew}choose a smaller model.context, model.dim or model.depth"
             )
         self.state.done.micro_batches = min(rows, 2 * tried)
         sizes = [math.ceil(rows / pieces) for pieces in (tried, self.micro_batches)]
@@ -129,36 +139,39 @@ class Stepper:
             f"a step is still {self.tokens} tokens"
         )
 
-    def clip(self, total: Tensor, batch: Pair) -> tuple[float, float]:
-        """(loss, gradient norm before it is clipped) of a batch; RunFailed if either is not finite."""
-        mean = mean_over_ranks(total, self.tokens)
-        loss, norm = torch.stack([mean, self.state.optimizers.clip()]).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise RunFailed(self.what_went_bad(loss, norm, *batch))
-        return loss, norm
+    def clip(self, losses: Tensor, batch: Pair) -> tuple[list[float], float]:
+        """(losses, gradient norm before it is clipped) of a batch; RunFailed if any is not finite."""
+        mean = mean_over_ranks(losses, self.tokens)
+        *found, norm = torch.cat([mean, self.state.optimizers.clip()[None]]).tolist()
+        if not all(map(math.isfinite, (*found, norm))):
+            raise RunFailed(self.what_went_bad(found[0], norm, *batch))
+        return found, norm
 
-    def backward(self, inputs: Tensor, targets: Tensor, *, stops: bool = True) -> Tensor:
-        """Add up the gradients of the batch, a micro-batch at a time; returns its mean loss, nats a token.
+    def backward(self, inputs: Tensor, targets: Tensor, *, stops: bool = True, plain: bool = False) -> Tensor:
+        """Add up the gradients of the batch, a micro-batch at a time; returns its mean losses, nats a token.
 
-        StepStopped, if it `stops`, where a stop is requested before the last.
+        They are three: see `LanguageModel.losses`. plain: the gradient is of the first alone. StepStopped, if
+        it `stops`, where a stop is requested before the last micro-batch.
         """
-        total = torch.zeros((), device=self.state.device)
+        total = torch.zeros(1 + len(TERMS), device=self.state.device)
         pieces = zip(*(t.tensor_split(self.micro_batches) for t in (inputs, targets)), strict=True)
         for piece, (x, y) in enumerate(pieces):
             if stops and piece and self.stop.requested:
                 raise StepStopped
             # Weighted by its tokens, so that pieces of unequal size still sum to the batch's own mean.
-            loss = self.loss(x, y) * (y.numel() / targets.numel())
-            loss.backward()
-            total += loss.detach()
+            losses = self.loss(x, y) * (y.numel() / targets.numel())
+            (losses[0] if plain else losses.sum()).backward()
+            total += losses.detach()
         return total
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The model's loss on this device in this run's precision."""
+        """The model's loss, and what each of TERMS adds to it, on this device in this run's precision."""
         device = self.state.device
         inputs, targets = (t.to(device, non_blocking=True) for t in (inputs, targets))
         with autocast(device, self.bfloat16):
-            return self.state.model.loss(inputs, targets)
+            return self.state.model.losses(
+                inputs, targets, **{name: getattr(self.config, name) for name in TERMS}
+            )
 
     @torch.no_grad()
     def draw(self, inputs: Tensor) -> Tensor:
@@ -208,6 +221,6 @@ class FurtherPasses:
         """Gradients towards drawn tokens, as they are; the forward that draws them is a pass of its own."""
         self.stepper.state.optimizers.drop_gradients()
         inputs, targets = self.batch
-        self.stepper.backward(inputs, self.stepper.draw(inputs), stops=False)
+        self.stepper.backward(inputs, self.stepper.draw(inputs), stops=False, plain=True)
         self.flops += self.stepper.flops * 4 // 3
         return targets.numel()

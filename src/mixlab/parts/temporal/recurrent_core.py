@@ -214,7 +214,8 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """By hand, or through `composed` when the gradient itself is to be differentiated."""
         n = 2 + len(grads)  # a, R, bias and the state's tensors
-        tensors, (products, *kept) = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        saved = ctx.saved_tensors  # once: under recomputation they can be had only once
+        tensors, (products, *kept) = saved[:n], saved[n:]
         a, R, bias, *state = tensors
         if not torch.is_grad_enabled():
             return None, *_backward(ctx.cell, (a, R, bias), products, tuple(kept), grads)

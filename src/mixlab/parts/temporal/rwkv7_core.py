@@ -189,7 +189,8 @@ class _Core(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """By hand, or through plain operations when the gradient itself is to be differentiated."""
         fields = len(Inputs._fields)
-        p, kept = Inputs(*ctx.saved_tensors[:fields]), ctx.saved_tensors[fields:]
+        saved = ctx.saved_tensors  # once: under recomputation they can be had only once
+        p, kept = Inputs(*saved[:fields]), saved[fields:]
         if not torch.is_grad_enabled():
             return *_backward(p, kept, grads[0], grads[1], ctx.chunk), None
         y, memory, _ = _run(p, ctx.chunk, keep=False)
