@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,11 @@ from torch import nn
 
 import mixlab
 from mixlab.errors import UserError
-from mixlab.train import kinds, trial
+from mixlab.train import kinds, machine, trial
 from mixlab.train.config import OptimizerConfig, ScheduleConfig
 from mixlab.train.evaluate import evaluate
 from mixlab.train.loop import train
+from mixlab.train.muon import FullPrecisionMuon, orthogonalised
 from mixlab.train.optimizers import Optimizers, assign
 from mixlab.train.step import Stepper
 
@@ -265,6 +267,45 @@ def test_muon_updates_are_of_the_size_of_adamws():
     optimizers.step(NoPasses())
     # Singular values of the update lie in 0.7..1.2 by Newton-Schulz; all ones would make this 0.2 lr exactly.
     assert 0.6 < model.w.detach().square().mean().sqrt().item() / (0.2 * lr) < 1.25
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
+@pytest.mark.parametrize("more", [{}, {"nesterov": False, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 3}])
+def test_muon_in_full_precision_is_torchs_up_to_rounding(shape, more):
+    ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    both = [
+        cls([p], lr=0.1, weight_decay=0.5, **more)
+        for cls, p in ((FullPrecisionMuon, ours), (torch.optim.Muon, theirs))
+    ]
+    for _ in range(3):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        before = [p.detach().clone() for p in (ours, theirs)]
+        for optimizer in both:
+            optimizer.step()
+        moves = [p.detach() - b for p, b in zip((ours, theirs), before, strict=True)]
+        assert (moves[0] - moves[1]).norm() < 0.02 * moves[1].norm()  # bfloat16 has 8 bits
+    kept = [optimizer.state[p] for optimizer, p in zip(both, (ours, theirs), strict=True)]
+    assert kept[0].keys() == kept[1].keys()
+    torch.testing.assert_close(kept[0]["momentum_buffer"], kept[1]["momentum_buffer"])
+
+
+def test_orthogonalising_moves_singular_values_by_the_polynomial():
+    matrix = torch.randn(6, 9, dtype=torch.float64)
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    expected = s / s.norm()
+    for _ in range(4):
+        expected = 3.0 * expected - 4.0 * expected**3 + 2.0 * expected**5
+    for m, e in ((matrix, u @ torch.diag(expected) @ v), (matrix.T, (u @ torch.diag(expected) @ v).T)):
+        torch.testing.assert_close(orthogonalised(m, (3.0, -4.0, 2.0), 4, 1e-7), e)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_muon_multiplies_in_bfloat16_where_that_is_faster(monkeypatch, fast):
+    found = replace(machine.measure(), use_bfloat16=fast)
+    monkeypatch.setattr(machine, "measure", lambda device=None, refresh=False: found)
+    cls = type(Optimizers(tiny(), OptimizerConfig(kind="muon")).by_rule["muon"])
+    assert cls is (torch.optim.Muon if fast else FullPrecisionMuon)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon", "adafactor", "pytorch_optimizer:SOAP"])

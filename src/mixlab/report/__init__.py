@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mixlab.report.page import check_place, render, write_report
+from mixlab.report.offline import check_place
+from mixlab.report.page import render, write_report
 from mixlab.report.run import from_run
 
 __all__ = ["check_place", "from_run", "render", "write_report"]

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.optim import SGD, Adafactor, Adam, AdamW, Muon, Optimizer
 
 from mixlab.errors import UserError
+from mixlab.train import machine
+from mixlab.train.muon import FullPrecisionMuon
 
 PACKAGE = "pytorch_optimizer"
 OURS = ("self", "params", "lr", "foreach", "fused", "capturable", "differentiable", "maximize", "model")
@@ -107,6 +109,11 @@ class Kind:
         return self.load()(tables, lr=lr, **arguments)  # type: ignore[call-arg]
 
 
+def _muon() -> type[Optimizer]:
+    """torch's, where this machine multiplies bfloat16 fast."""
+    return Muon if machine.measure(machine.default_device().type).use_bfloat16 else FullPrecisionMuon
+
+
 # A decay is subtracted apart from the gradient's update (Loshchilov & Hutter 2019) but in torch's SGD and
 # Adam, which add it to the gradient: there it is off unless asked for. Betas and decay of AdamW: GPT-3,
 # Llama; a short memory of squares stands bursts better. One fused kernel a parameter takes a third of
@@ -131,7 +138,7 @@ KINDS: Mapping[str, Kind] = {
         fixed={"fused": True},
     ),
     "muon": Kind(
-        load=lambda: Muon,
+        load=_muon,
         knobs={"weight_decay": 0.1, "momentum": 0.95},  # Jordan et al. 2024
         fixed={"adjust_lr_fn": "match_rms_adamw"},
         matrices=True,

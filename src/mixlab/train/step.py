@@ -44,7 +44,8 @@ class Taken(NamedTuple):
 class Stepper:
     """Takes a run's steps, each of which changes `state` as a whole or leaves it as it was.
 
-    tokens, flops: of one step with a single gradient, the flops by the model's own forward formula.
+    tokens, flops: of one step with a single gradient, the flops by the model's own forward formula. rate: the
+    learning rate at a fraction of the horizon.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Stepper:
         self.bfloat16, self.stop, self.note = bfloat16, stop, note
         self.rows = config.rows(context)
         self.tokens = self.rows * context
+        self.rate: Callable[[float], float] = lambda at: config.optimizer.lr * lr_factor(config.schedule, at)
         self.flops = 0
         self.count_flops()
 
@@ -80,7 +82,7 @@ class Stepper:
         state, optimizers = self.state, self.state.optimizers
         if state.set_progress(fraction):
             self.count_flops()
-        lr = self.config.optimizer.lr * lr_factor(self.config.schedule, fraction)
+        lr = self.rate(fraction)
         optimizers.set_lr(lr)
         batch, losses, norm = self.gradient()
         passes = FurtherPasses(self, batch)
