@@ -6,7 +6,9 @@ import torch
 import mixlab
 from mixlab.config import load_run_config
 from mixlab.decode import generate
+from mixlab.parts.checks import close
 from mixlab.parts.contract import available
+from mixlab.parts.temporal import kernels, rglru_core, rwkv7_core
 from mixlab.train import train
 
 from .train.helpers import stop_at
@@ -74,3 +76,46 @@ def test_a_resumed_run_equals_an_uninterrupted_one_with_deterministic_kernels(pr
     train(config, tmp_path / "stopped", resume=True, progress=lambda line: None)
     ours, theirs = (mixlab.load(tmp_path / run).state_dict() for run in ("stopped", "straight"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+with_fla = pytest.mark.skipif(not kernels.installed()[0], reason=kernels.installed()[1])
+
+
+def slopes(y, last, leaves):
+    total = (y.double() * torch.linspace(-1, 1, y.numel(), device=y.device).view_as(y)).sum()
+    return torch.autograd.grad(total + last.double().square().sum(), leaves)
+
+
+@with_fla
+@pytest.mark.parametrize("T", [2, 64, 83, 300])
+def test_flash_linear_attentions_delta_rule_equals_ours_in_every_gradient(T):
+    tokens, B, H, K = torch.randn(8, 2, T, 128, dtype=torch.float64), 2, 2, 64
+    tokens[1] *= 0.1
+    vectors = [0.5 + 0.5 * torch.rand(H * K, dtype=torch.float64) for _ in range(8)]
+    memory = 0.1 * torch.randn(B, H, K, K, dtype=torch.float64)
+    low = [*(x.bfloat16() for x in tokens), *(x.float() for x in (*vectors, memory))]
+    found = [x.cuda().requires_grad_() for x in low]
+    wanted = [x.double().requires_grad_() for x in low]
+    assert kernels.use(found[0].device)
+    results = []
+    for leaves in (found, wanted):
+        y, after = rwkv7_core.core(rwkv7_core.Inputs(*leaves), 32)
+        results.append([y, after, *slopes(y, after, leaves)])
+    for name, a, b in zip(("y", "after", *rwkv7_core.Inputs._fields), *results, strict=True):
+        close(a.cpu().double(), b, name, torch.bfloat16)
+
+
+@with_fla
+@pytest.mark.parametrize("T", [2, 128, 300])
+def test_flash_linear_attentions_scan_equals_ours_in_every_gradient(T):
+    log_a, b, h = -torch.rand(T, 3, 96).square(), torch.randn(T, 3, 96), torch.randn(3, 96)
+    results = []
+    for run, leaves in (
+        (kernels.scan, [x.cuda() for x in (log_a, b, h)]),
+        (rglru_core.step_by_step, [x.double() for x in (log_a, b, h)]),
+    ):
+        leaves = [x.requires_grad_() for x in leaves]
+        hs = run(*leaves)
+        results.append([hs, *slopes(hs, hs[-1], leaves)])
+    for name, a, b in zip(("hs", "log_a", "b", "h"), *results, strict=True):
+        close(a.cpu().double(), b, name, torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from mixlab.cli.console import QUIET_SECONDS, Progress, clock, print_json, short, table
 from mixlab.cli.evaluate import powers
 from mixlab.cli.options import count
+from mixlab.cli.preparing import Preparing
 from mixlab.errors import UserError
 
 
@@ -123,3 +125,49 @@ def test_counts_are_read_as_people_write_them(text: str, value: int) -> None:
 def test_what_is_no_count_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--tokens: "):
         count(text, "--tokens")
+
+
+def prepared(stage: str, done: int, total: int, unit: str = "B") -> dict[str, object]:
+    return {"kind": "prepare", "stage": stage, "done": done, "total": total, "unit": unit}
+
+
+def test_a_long_preparation_shows_its_pace_and_what_is_left() -> None:
+    now, stream = Time(), io.StringIO()
+    with Preparing(stream=stream, now=now) as preparing:
+        preparing(prepared("reading the text", 0, 2_000_000))
+        now.seconds += 10
+        preparing(prepared("reading the text", 500_000, 2_000_000))
+        now.seconds += 1
+        preparing(prepared("encoding the text", 0, 0))  # too soon for another line
+        now.seconds += 9
+        preparing(prepared("encoding the text", 9000, 0, "characters"))
+    assert stream.getvalue().splitlines() == [
+        "preparing  reading the text  500k of 2.0M B  50.0k B/s  0:30 left",
+        "preparing  encoding the text  1.0k characters/s",
+    ]
+
+
+def test_a_short_preparation_shows_nothing() -> None:
+    stream = io.StringIO()
+    with Preparing(stream=stream, now=lambda: 3.0) as preparing:
+        preparing(prepared("reading the text", 1, 2))
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_gets_a_bar_of_the_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    now, stream = itertools.count(0.0, 3.0), Terminal()
+    with Preparing(stream=stream, now=now.__next__) as preparing:
+        for done in range(0, 2_000_001, 500_000):
+            preparing(prepared("reading the text", done, 2_000_000))
+    assert "2.0M of 2.0M B" in stream.getvalue() and "100%" in stream.getvalue()
+
+
+def test_a_run_shows_the_preparation_of_its_text_too() -> None:
+    now, stream = itertools.count(0.0, 2.0), io.StringIO()
+    with Progress("gru", tenths, stream=stream, now=now.__next__) as progress:
+        for done in range(0, 2_000_001, 500_000):
+            progress(prepared("reading the text", done, 2_000_000))
+    assert stream.getvalue().startswith("gru  reading the text  ")
+    assert 1 <= len(stream.getvalue().splitlines()) < 5

@@ -176,14 +176,14 @@ def test_a_file_that_cannot_be_read_is_an_error_alone_and_a_note_in_a_folder(tmp
 
     (tmp_path / "good.txt").write_text("good")
     (tmp_path / "locked.txt").write_text("locked")
-    real = Path.read_bytes
+    real = Path.open
 
-    def guarded(path):
+    def guarded(path, *mode):
         if path.name == "locked.txt":
             raise PermissionError(13, "Permission denied")
-        return real(path)
+        return real(path, *mode)
 
-    monkeypatch.setattr(Path, "read_bytes", guarded)
+    monkeypatch.setattr(Path, "open", guarded)
     assert "Permission denied" in refused(tmp_path / "locked.txt")
     corpus = read(tmp_path)
     assert corpus.documents == ("good",) and "cannot be read" in corpus.notes[0]

@@ -104,7 +104,7 @@ def test_a_second_time_comes_from_the_cache_and_is_equal(text, cache, no_encodin
 
 def test_the_cached_bpe_is_the_trained_one(text, cache, monkeypatch):
     first = prepare(config(text, tokenizer="bpe", vocab_size=300), cache_dir=cache)
-    monkeypatch.setattr(module, "make_tokenizer", None)
+    monkeypatch.setattr(module, "learn_tokenizer", None)
     assert prepare(config(text, tokenizer="bpe", vocab_size=300), cache_dir=cache).facts == first.facts
 
 
@@ -149,7 +149,7 @@ def test_tokenizer_vocabulary_split_and_version_have_entries_of_their_own(text, 
     prepare(config(text), cache_dir=cache, tokenizer=CharTokenizer("abd"))
     prepare_single([str(text)], ByteTokenizer(), cache_dir=cache)
     assert len(entries(cache)) == 8
-    monkeypatch.setattr(module, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(module, "FORMAT_VERSION", 0)
     prepare(config(text), cache_dir=cache)
     assert len(entries(cache)) == 9
 
@@ -164,7 +164,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["train.npy", "valid.npy", "tokenizer.json", "files.json"])
+@pytest.mark.parametrize("name", ["train.npy", "valid.npy", "tokenizer.json", "counts.json", "files.json"])
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
 def test_a_damaged_entry_is_noticed_and_made_again(text, cache, no_encoding, name, damage):
     good = prepare(config(text), cache_dir=cache).train.tokens.copy()
@@ -183,17 +183,8 @@ def test_a_cache_that_cannot_be_written_means_memory_and_a_note(text, tmp_path):
     assert len(said) == 1 and "stay in memory" in said[0] and data.facts["notes"] == said
 
 
-def test_a_full_disk_leaves_nothing_behind(text, cache, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "save", full)
-    data = prepare(config(text), cache_dir=cache)
-    assert "No space left" in data.facts["notes"][0] and entries(cache) == []
-
-
 def test_temporary_folders_of_killed_processes_are_swept_but_not_those_in_use(text, cache):
-    for name, age in (("old", 3 * 24 * 3600), ("new", 60)):
+    for name, age in (("old", 8 * 24 * 3600), ("new", 60)):
         folder = cache / "tokens" / f".writing-{name}"
         folder.mkdir(parents=True)
         os.utime(folder, (time.time() - age,) * 2)

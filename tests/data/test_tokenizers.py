@@ -150,18 +150,6 @@ def test_bpe_trains_to_the_same_merges_in_every_process():
         assert done.stdout.strip() == BPE.hash
 
 
-@given(st.text(alphabet="ab \n\t\r'.1é中\x1c\x85\u2028\u180e\u3000", max_size=120))
-def test_cutting_a_long_document_changes_no_token(text):
-    whole = BPE.encode(text).tolist()
-    kept = bpe._SLICE
-    try:
-        bpe._SLICE = 3
-        assert BPE.encode(text).tolist() == whole
-        assert BPE.encode_documents([text, "", text]).tolist() == [0, *whole, 0, 0, *whole, 0]
-    finally:
-        bpe._SLICE = kept
-
-
 def test_the_saved_bpe_is_a_file_of_the_tokenizers_library(tmp_path):
     from tokenizers import Tokenizer
 

@@ -22,7 +22,7 @@ ROOM = 48 << 20
 
 
 def rows_that_fit(text: str, folder: str) -> tuple[int, list[float], list[float]]:
-    """Rows at a time that a run came to within ROOM, its losses, and those of a run told to use so many."""
+    """Rows at a time that a step came to within ROOM, its loss, and that of a run told to use so many."""
     torch.set_num_threads(1)
     machine.measure = lambda device=None, refresh=False: FAKE  # type: ignore[assignment]
     tables = {
@@ -32,7 +32,7 @@ def rows_that_fit(text: str, folder: str) -> tuple[int, list[float], list[float]
     }
     config = parse(RunConfig, tables)
     losses(config, folder, "first")  # what is loaded and kept on first use is there now
-    config = replace(config, train=replace(config.train, steps=2, batch_tokens=256 * 64))
+    config = replace(config, train=replace(config.train, batch_tokens=256 * 64))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))

@@ -78,10 +78,11 @@ class Progress:
         self.fresh = False
         self.done = 0.0
         self.live: Any = None
+        self.stages: Any = None
 
     def __enter__(self) -> Progress:
         if self.stream.isatty():
-            self.live = _live_line(self.stream, self.label)
+            self.live = live_line(self.stream, self.label)
             self.live.start()
         return self
 
@@ -94,9 +95,11 @@ class Progress:
             self._plain()
 
     def __call__(self, line: Mapping[str, Any]) -> None:
-        """Take one line of metrics.jsonl, or {"kind": "note", "message"}; other kinds are ignored."""
+        """Take one line of metrics.jsonl or of `prepare`, or a note; other kinds are ignored."""
         if line.get("kind") == "note":
             note(line["message"])
+        if line.get("kind") == "prepare":
+            self._prepare(line)
         if line.get("kind") not in ("step", "eval"):
             return
         self.shown |= line
@@ -109,6 +112,19 @@ class Progress:
         elif self.now() - self.last_shown >= QUIET_SECONDS:
             self.last_shown = self.now()
             self._plain()
+
+    def _prepare(self, line: Mapping[str, Any]) -> None:
+        """Show how far the text is; as plain lines only once it has taken its time."""
+        if self.stages is None:
+            from mixlab.cli.preparing import Stages
+
+            self.stages, self.last_shown = Stages(self.now), self.now()
+        shown = self.stages(line)
+        if self.live is not None:
+            self.live.update(0, completed=shown.fraction, facts=shown.facts)
+        elif self.now() - self.last_shown >= QUIET_SECONDS:
+            self.last_shown = self.now()
+            print(f"{self.label}  {shown.facts}", file=self.stream, flush=True)
 
     def _plain(self) -> None:
         if self.fresh:
@@ -135,7 +151,8 @@ class Progress:
         return pace * (1.0 - self.done)
 
 
-def _live_line(stream: TextIO, label: str) -> Any:
+def live_line(stream: TextIO, label: str) -> Any:
+    """A bar with a label before and facts behind it, to be started and stopped; task 0 is the bar's."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn
     from rich.progress import Progress as Live

@@ -15,6 +15,7 @@ EXTRAS = {
         ("pytorch_optimizer",),
         "optimizers by the name of their class, as pytorch_optimizer:SOAP",
     ),
+    "fla": (("fla",), "kernels for rwkv7 and rglru on a GPU"),
 }
 """The optional groups of pyproject.toml: their modules, and what they add."""
 
@@ -81,11 +82,18 @@ def fast_paths(machine: Any) -> dict[str, dict[str, Any]]:
     """What makes training fast when it is there: whether it is on, and why."""
     import torch
 
+    from mixlab.parts.temporal import kernels
+
     onednn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     cuda = torch.cuda.is_available()
+    there, which = kernels.installed()
     return {
         "bfloat16": {"on": machine.use_bfloat16, "why": machine.reason},
         "cuda": {"on": cuda, "why": torch.cuda.get_device_name() if cuda else "no GPU that torch can use"},
+        "kernels": {
+            "on": cuda and there,
+            "why": f"rwkv7 under bfloat16 autocast and rglru: {which if cuda else 'no GPU for them'}",
+        },
         "onednn": {
             "on": onednn,
             "why": f"torch's matrix products on the CPU ({torch.backends.cpu.get_cpu_capability()})",

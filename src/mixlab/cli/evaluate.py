@@ -31,13 +31,16 @@ def evaluate(
     from dataclasses import asdict
 
     from mixlab.cli.console import note, print_json
+    from mixlab.cli.preparing import Preparing
     from mixlab.data import prepare_single
     from mixlab.train.run import open_run
 
     opened = open_run(run, notes=note)
-    tokens, facts = prepare_single(
-        text, opened.tokenizer, context=1, text_field=opened.config.data.text_field, notes=note
-    )
+    field = opened.config.data.text_field
+    with Preparing() as progress:
+        tokens, facts = prepare_single(
+            text, opened.tokenizer, context=1, text_field=field, notes=note, progress=progress
+        )
     result = opened.evaluate(tokens)
     if as_json:
         print_json({"run": str(run), "text": facts, **asdict(result)})

@@ -6,11 +6,12 @@ import contextlib
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mixlab.compare.plan import Entry, Plan
 from mixlab.compare.worker import RESULT
@@ -23,6 +24,9 @@ from mixlab.train.metrics import strict
 FORMAT = "mixlab-comparison-1"
 SHOWN = 5
 """Differing keys that a message names."""
+
+BLOCK = 1 << 20
+"""Bytes of standard input that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -125,16 +129,23 @@ class ComparisonFolder:
             write_text(self.comparison, text.encode("utf-8", "replace").decode() + "\n")
 
     @contextmanager
-    def spooled(self, sources: Sequence[str], stdin: bytes) -> Iterator[tuple[str, ...]]:
+    def spooled(self, sources: Sequence[str], stdin: BinaryIO) -> Iterator[tuple[str, ...]]:
         """The sources with '-' replaced by a file here that holds `stdin`, for each run to read again.
 
         If a UserError comes out of the body, the file, where it is new, is taken away again.
         """
-        path = self.path / "text" / f"stdin-{hashlib.sha256(stdin).hexdigest()[:12]}.txt"
-        new = [place for place in (path, path.parent, self.path) if not place.exists()]
+        texts, digest = self.path / "text", hashlib.sha256()
+        new = [place for place in (texts, self.path) if not place.exists()]
         with disk_errors(f"to {self.path}", failure=UserError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(stdin)
+            texts.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=texts, delete=False) as file:
+                while block := stdin.read(BLOCK):
+                    digest.update(block)
+                    file.write(block)
+            path = texts / f"stdin-{digest.hexdigest()[:12]}.txt"
+            if not path.exists():
+                new.insert(0, path)
+            Path(file.name).replace(path)
         try:
             yield tuple(str(path) if source == "-" else source for source in sources)
         except UserError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,6 +44,7 @@ def compare(
         {"kind": "plan", "steps", "counted"}: what is to come; whether each run is an n-gram's
         {"kind": "run", "index", "runs", "model", "seed", "counted", "status"}: a run begins ("begun",
             "resumed") or is over ("kept", "done", "failed" with a "reason")
+        {"kind": "prepare", ...}: how far a long text is read and encoded, see `mixlab.data.corpus.Progress`
         {"kind": "note", "message"}: a sentence for a person.
 
     Raises UserError for what cannot be done, before anything is trained, and Stopped after SIGINT or SIGTERM.
@@ -53,7 +55,7 @@ def compare(
     progress = progress or (lambda line: None)
     if "-" not in request.data.sources:
         return _Comparison(request, folder, command, progress).run()
-    text = sys.stdin.buffer.read() if stdin is None else stdin
+    text = sys.stdin.buffer if stdin is None else io.BytesIO(stdin)
     with folder.spooled(request.data.sources, text) as sources:
         request = replace(request, data=replace(request.data, sources=sources))
         return _Comparison(request, folder, command, progress).run()
@@ -68,7 +70,7 @@ class _Comparison:
 
         self.request, self.folder, self.command, self.progress = request, folder, command, progress
         self.said: set[str] = set()
-        self.dataset = prepare(request.data, context=request.context, notes=self.note)
+        self.dataset = prepare(request.data, context=request.context, notes=self.note, progress=progress)
         self.environment = machine.environment(machine.measure())
         self.results: dict[str, dict[str, Any]] = {}
 

@@ -4,33 +4,23 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from mixlab.data.config import SMALLEST_BPE
-from mixlab.data.tokenizer import _Base, _checked, _utf8, token_dtype
+from mixlab.data.tokenizer import END, _Base, _checked, _utf8, token_dtype
+from mixlab.data.words import PIECES, Piece, Words, last_cut, slices, whole
 from mixlab.errors import UserError
-
-# Words with their leading space, numbers in threes, punctuation, white space: GPT-2's division, except that a
-# piece is at most 40 characters (numbers 3). Text without spaces (DNA, base64) would otherwise be one huge
-# "word", and both training and encoding slow down with a word's length.
-_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}{1,40}| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,40}|\s{1,40}(?!\S)|\s"
 
 # The name of token 0 in the vocabulary. It has plain spaces, which the byte alphabet does not (it writes a
 # space as U+0120), so that no text can ever be merged into it.
 _END_NAME = "<end of document>"
 
-# Long documents are encoded in slices, in parallel and without one giant result. No piece goes on from a
-# visible character into white space, so that a cut between the two changes no token.
-_SLICE = 1 << 16
-
 # Merges are learnt from at most this many characters, in slices spread evenly over the training text: the
 # frequent pairs show there as well, and learning takes seconds however long the text.
 SAMPLE = 1 << 24
-_SAFE_CUT = re.compile(r"\S(?=[ \t\r\n])")
 
 
 class BPETokenizer(_Base):
@@ -40,6 +30,7 @@ class BPETokenizer(_Base):
     """
 
     kind = "bpe"
+    slow = True
 
     def __init__(self, content: dict[str, Any]) -> None:
         from tokenizers import Tokenizer as Engine
@@ -51,6 +42,7 @@ class BPETokenizer(_Base):
         self.vocab_size = len(vocab)
         self._engine = Engine.from_str(json.dumps(content))
         self._bytes = [b"\0"] * self.vocab_size
+        self._words = Words(self._engine, token_dtype(self.vocab_size))
         values = _byte_values()
         for token, i in vocab.items():
             if i:
@@ -63,6 +55,11 @@ class BPETokenizer(_Base):
 
         Raises `UserError` for a `vocab_size` too small to hold every byte.
         """
+        return cls.learn(whole(documents), characters=sum(map(len, documents)), vocab_size=vocab_size)
+
+    @classmethod
+    def learn(cls, pieces: Iterable[Piece], *, characters: int, vocab_size: int) -> BPETokenizer:
+        """The same from pieces of documents, `characters` in all, which are read once."""
         from tokenizers import Regex, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Engine
 
@@ -71,7 +68,7 @@ class BPETokenizer(_Base):
         engine = Engine(models.BPE())
         engine.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+                pre_tokenizers.Split(Regex(PIECES), "isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
@@ -79,7 +76,7 @@ class BPETokenizer(_Base):
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1, initial_alphabet=sorted(alphabet), show_progress=False, min_frequency=2
         )
-        engine.train_from_iterator(_sample(documents), trainer)
+        engine.train_from_iterator(_sample(pieces, characters), trainer)
         content = json.loads(engine.to_str())
         content["decoder"] = {
             "type": "ByteLevel",
@@ -99,62 +96,35 @@ class BPETokenizer(_Base):
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`; id 0 never occurs."""
-        return self._concatenate([text], ends=False)
+        return np.frombuffer(self._document(text), self._words.dtype)
 
     def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
         """The stream `[0, document, 0, ..., 0]`."""
-        return self._concatenate(documents, ends=True)
+        end = self._words.end
+        return np.frombuffer(end + b"".join(self._document(d) + end for d in documents), self._words.dtype)
+
+    def encode_stretch(self, text: str) -> np.ndarray:
+        """Ids of a stretch of a stream; NUL is the end of a document here, and has no token of its own."""
+        parts = text.split(END)
+        return np.frombuffer(self._words.end.join(map(self._document, parts)), self._words.dtype)
+
+    def cut(self, text: str) -> int:
+        """The last place at which a stretch that goes on may be cut in two without changing a token."""
+        return last_cut(text)
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
         """The bytes of each token in a row; `ValueError` for an id outside the vocabulary."""
         return b"".join(map(self._bytes.__getitem__, _checked(ids, self.vocab_size).tolist()))
 
-    def _concatenate(self, documents: Sequence[str], *, ends: bool) -> np.ndarray:
-        dtype = token_dtype(self.vocab_size)
-        end = np.zeros(int(ends), dtype)
-        arrays = [end]
-        for batch in _batches(documents):
-            for encoding, (_, last) in zip(
-                self._engine.encode_batch_fast([t for t, _ in batch]), batch, strict=True
-            ):
-                arrays.append(np.array(encoding.ids, dtype=dtype))
-                if last:
-                    arrays.append(end)
-        return np.concatenate(arrays)
+    def _document(self, text: str) -> bytes:
+        """The ids of a document or a stretch of one, as bytes."""
+        return b"".join(self._words(piece) for piece, _ in slices(whole([_utf8(text).decode()])))
 
 
-def _slices(documents: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """(slice, whether it is the last of its document), cut only where no token can cross."""
-    for document in documents:
-        text = _utf8(document).decode()
-        start = 0
-        while len(text) - start > _SLICE:
-            cut = _SAFE_CUT.search(text, start + _SLICE)
-            if cut is None:
-                break
-            yield text[start : cut.end()], False
-            start = cut.end()
-        yield text[start:], True
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
-    """The slices in groups of about 16 * _SLICE characters: the library's results take 100 bytes a token."""
-    batch: list[tuple[str, bool]] = []
-    size = 0
-    for text, last in _slices(documents):
-        batch.append((text, last))
-        size += len(text)
-        if size >= 16 * _SLICE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _sample(documents: Sequence[str]) -> Iterator[str]:
+def _sample(pieces: Iterable[Piece], characters: int) -> Iterator[str]:
     """Every n-th slice of the documents, for the smallest n that gives about `SAMPLE` characters."""
-    every = max(1, -(-sum(map(len, documents)) // SAMPLE))
-    return (text for n, (text, _) in enumerate(_slices(documents)) if n % every == 0)
+    every = max(1, -(-characters // SAMPLE))
+    return (text for n, (text, _) in enumerate(slices(pieces)) if n % every == 0)
 
 
 def _byte_values() -> dict[str, int]:

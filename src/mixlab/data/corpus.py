@@ -4,29 +4,78 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+import time
+import weakref
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
+from shutil import copyfileobj
+from typing import Any, BinaryIO, cast
 
+import numpy as np
+
+from mixlab.data.formats import BLOCK, Piece
 from mixlab.data.reader import Reader
 from mixlab.data.sources import find_files
-from mixlab.errors import UserError, unknown
+from mixlab.errors import RunFailed, UserError, unknown
 
 EMBEDDED = "corpus:python"
 
+HELD_BYTES = 1 << 25
+"""A corpus of at most so much text (32 MiB) stays in memory; a larger one is read again when it is needed."""
 
-@dataclass(frozen=True)
+Progress = Callable[[Mapping[str, Any]], None]
+"""Told {"kind": "prepare", "stage", "done", "total", "unit"} now and then; `total` is 0 where unknown."""
+
+_TELL_SECONDS = 0.2
+
+
+class Stage:
+    """One stage of preparing a text, which tells `progress` how far it is, a few times a second."""
+
+    def __init__(self, progress: Progress | None, stage: str, total: int, unit: str) -> None:
+        self._progress, self._line = progress, {"kind": "prepare", "stage": stage, "unit": unit}
+        self._total, self._next = total, time.monotonic() + _TELL_SECONDS
+
+    def __call__(self, done: int) -> None:
+        """So much is done."""
+        if self._progress is not None and (now := time.monotonic()) >= self._next:
+            self._next = now + _TELL_SECONDS
+            self.say(done)
+
+    def say(self, done: int) -> None:
+        """So much is done, said at once."""
+        if self._progress is not None:
+            self._progress({**self._line, "done": done, "total": self._total})
+
+
 class Corpus:
     """Documents (none empty, no NUL, no lone surrogate) in the order of their sources, and notes on the
     reading.
 
+    It has been read once when it is made: `characters`, `bytes` (of UTF-8) and `sha256` are known, and for
+    each document its length in characters (`lengths`, int64) and the start of its sha256 (`digests`, the
+    first 8 bytes as a big-endian number, uint64); `counts` says how many documents each source gave.
     `replaced` counts the invalid UTF-8 sequences, NUL characters and lone surrogates that became U+FFFD.
+    The text itself comes from `pieces`, and is in memory only if it is at most `HELD_BYTES` long.
     """
 
-    documents: tuple[str, ...]
-    sources: tuple[str, ...] = ()
-    replaced: int = 0
-    notes: tuple[str, ...] = ()
+    def __init__(
+        self, sources: Sequence[str], *, text_field: str, max_bytes: int, spool: Path | None
+    ) -> None:
+        self.sources = tuple(sources)
+        self.characters = self.bytes = self.replaced = 0
+        self.notes: tuple[str, ...] = ()
+        self.counts: tuple[int, ...] = ()
+        self._text_field, self._max_bytes = text_field, max_bytes
+        self._lengths, self._digests = array("q"), array("Q")
+        self._held: list[Piece] | None = []
+        self._files = {s: find_files(s) for s in sources if s != "-" and not s.startswith("corpus:")}
+        self._stdin = _spooled(spool) if "-" in sources else None
+        if self._stdin is not None:
+            weakref.finalize(self, self._stdin.close)
 
     @classmethod
     def read(
@@ -36,44 +85,157 @@ class Corpus:
         text_field: str = "text",
         max_bytes: int = 4_000_000,
         notes: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
+        spool: Path | None = None,
     ) -> Corpus:
         """Read every source: a file, a folder, a glob, `-` (standard input) or `corpus:python`.
 
         A text file, also gzipped, is one document; so is each line of a .jsonl and each row of a .parquet,
         whose text is in `text_field`. `max_bytes` limits `corpus:python`. `notes` is called with every note.
-        Raises `UserError` for a source that is missing or broken, and when no text is left.
+        `spool`: the folder for the temporary file that keeps a standard input too large for memory. Raises
+        `UserError` for a source that is missing or broken, and when no text is left.
         """
-        reader = Reader(text_field)
-        for source in dict.fromkeys(sources):
-            _read_source(reader, source, max_bytes)
-        said = tuple(reader.notes())
-        if not reader.documents:
+        corpus = cls(sources, text_field=text_field, max_bytes=max_bytes, spool=spool)
+        corpus._scan(progress)
+        if not corpus._lengths:
             shown = ", ".join(f"'{source}'" for source in sources)
-            raise UserError(f"the corpus {shown} holds no text: {'; '.join(said) or 'nothing was named'}")
+            said = "; ".join(corpus.notes) or "nothing was named"
+            raise UserError(f"the corpus {shown} holds no text: {said}")
         if notes is not None:
-            for note in said:
+            for note in corpus.notes:
                 notes(note)
-        return cls(tuple(reader.documents), tuple(sources), reader.replaced, said)
+        return corpus
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Characters of each document, int64."""
+        return np.frombuffer(self._lengths, np.int64)
+
+    @property
+    def digests(self) -> np.ndarray:
+        """The first 8 bytes of each document's sha256, uint64."""
+        return np.frombuffer(self._digests, np.uint64)
 
     @cached_property
-    def digests(self) -> tuple[bytes, ...]:
-        """sha256 of each document's UTF-8 bytes, 32 bytes each."""
-        return tuple(hashlib.sha256(document.encode()).digest() for document in self.documents)
+    def documents(self) -> tuple[str, ...]:
+        """All of it in memory: for texts that fit."""
+        documents, begun = [], []
+        for text, _, last in self.pieces():
+            begun.append(text)
+            if last:
+                documents.append("".join(begun))
+                begun.clear()
+        return tuple(documents)
 
-    @cached_property
-    def sha256(self) -> str:
-        """sha256 in hex over the digests in order: equal only for equal documents in equal order."""
-        return hashlib.sha256(b"".join(self.digests)).hexdigest()
+    def pieces(self) -> Iterator[Piece]:
+        """The text once more, in the same pieces; `UserError` at its end if it is not what it was."""
+        if self._held is not None:
+            yield from self._held
+            return
+        digest = Digest()
+        for _, piece in self._read(Reader(self._text_field)):
+            digest(piece)
+            yield piece
+        if digest.content() != self.sha256:
+            raise UserError(
+                f"the text changed while it was read ({', '.join(self.sources)}): run the command again"
+            )
+
+    def _scan(self, progress: Progress | None) -> None:
+        """The first reading."""
+        reader, digest = Reader(self._text_field), Digest()
+        stage = Stage(progress, "reading the text", self._size_on_disk() if progress else 0, "B")
+        counts, length = dict.fromkeys(self.sources, 0), 0
+        for source, piece in self._read(reader):
+            stage(reader.read)
+            length += len(piece.text)
+            self.bytes += len(piece.utf8)
+            ended = digest(piece)
+            if ended is not None:
+                self._lengths.append(length)
+                self._digests.append(int.from_bytes(ended[:8], "big"))
+                self.characters += length
+                counts[source] += 1
+                length = 0
+            if self._held is not None:
+                self._held.append(piece)
+                if self.bytes > HELD_BYTES:
+                    self._held = None
+        self.sha256, self.counts = digest.content(), tuple(counts.values())
+        self.replaced, self.notes = reader.replaced, tuple(reader.notes())
+
+    def _read(self, reader: Reader) -> Iterator[tuple[str, Piece]]:
+        """(source, piece) of everything; a source that is named twice is read once."""
+        for source in dict.fromkeys(self.sources):
+            for piece in self._source(reader, source):
+                yield source, piece
+
+    def _source(self, reader: Reader, source: str) -> Iterator[Piece]:
+        if source == "-":
+            assert self._stdin is not None
+            self._stdin.seek(0)
+            yield from reader.stream("standard input", self._stdin)
+        elif source == EMBEDDED:
+            yield from reader.stdlib(self._max_bytes)
+        elif source.startswith("corpus:"):
+            raise unknown("embedded corpus", source, [EMBEDDED])
+        else:
+            files = self._files[source]
+            for path in files:
+                yield from reader.file(path, alone=len(files) == 1)
+
+    def _size_on_disk(self) -> int:
+        """Bytes that the reading will go through, for a progress bar."""
+        files = [path for paths in self._files.values() for path in paths]
+        size = sum(_size(path) for path in files)
+        if self._stdin is not None:
+            self._stdin.seek(0, 2)
+            size += self._stdin.tell()
+        return size
 
 
-def _read_source(reader: Reader, source: str, max_bytes: int) -> None:
-    if source == "-":
-        reader.add_bytes("standard input", sys.stdin.buffer.read())
-    elif source == EMBEDDED:
-        reader.add_stdlib(max_bytes)
-    elif source.startswith("corpus:"):
-        raise unknown("embedded corpus", source, [EMBEDDED])
-    else:
-        files = find_files(source)
-        for path in files:
-            reader.add_file(path, alone=len(files) == 1)
+class Digest:
+    """sha256 of each document, and over these in order: equal only for equal documents in equal order."""
+
+    def __init__(self) -> None:
+        self._documents, self._open = hashlib.sha256(), hashlib.sha256()
+
+    def __call__(self, piece: Piece) -> bytes | None:
+        """Take the next piece; the document's sha256 if it ends with it."""
+        self._open.update(piece.utf8)
+        if not piece.last:
+            return None
+        ended = self._open.digest()
+        self._documents.update(ended)
+        self._open = hashlib.sha256()
+        return ended
+
+    def content(self) -> str:
+        """sha256 in hex over the digests of the documents so far."""
+        return self._documents.hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _spooled(folder: Path | None) -> BinaryIO:
+    """Standard input, to be read more than once: in memory, beyond `HELD_BYTES` in a file without a name.
+
+    `RunFailed` where it cannot be kept.
+    """
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = None  # the system's own folder for such files
+    spool = tempfile.SpooledTemporaryFile(max_size=HELD_BYTES, dir=str(folder) if folder else None)  # noqa: SIM115
+    try:
+        copyfileobj(sys.stdin.buffer, spool, BLOCK)
+    except OSError as error:
+        where = folder or tempfile.gettempdir()
+        raise RunFailed(f"standard input cannot be kept in '{where}': {error.strerror or error}") from None
+    return cast(BinaryIO, spool)

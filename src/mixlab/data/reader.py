@@ -1,13 +1,26 @@
-"""Gathers documents from files and, by kind, what deserves a sentence."""
+"""Documents out of files, a piece at a time, and, by kind, what deserves a sentence."""
 
 from __future__ import annotations
 
+import gzip
+import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO, TypeVar, cast
 
-from mixlab.data.columns import read_column
+from mixlab.data.columns import is_rows, read_column
 from mixlab.data.embedded import read_stdlib
-from mixlab.data.formats import clean_text, decode_text, gunzip, json_rows, longest_line, looks_binary
+from mixlab.data.formats import (
+    BLOCK,
+    Decoder,
+    LongestLine,
+    Piece,
+    clean_text,
+    json_rows,
+    looks_binary,
+    whole_gzip,
+)
+from mixlab.data.sources import resolved
 from mixlab.errors import UserError
 
 # A line longer than this is no prose: minified code, one-line JSON, base64. It is kept, and said.
@@ -24,63 +37,68 @@ _SENTENCES = {
 }
 
 
+T = TypeVar("T")
+
+
 class Reader:
-    """Adds files one by one; afterwards `documents`, `replaced` and `notes()` say what was read."""
+    """Yields the pieces of one file after another; afterwards `replaced` and `notes()` say what was read.
+
+    `read`: bytes on disk that are behind it.
+    """
 
     def __init__(self, text_field: str) -> None:
-        self.documents: list[str] = []
         self.replaced = 0
+        self.read = 0
         self._text_field = text_field
-        self._seen: set[Path] = set()
+        self._seen: set[str] = set()
+        self._folders: dict[str, str] = {}
         self._kinds: dict[str, dict[str, None]] = {}
         self._empty_rows = 0
 
-    def add_file(self, path: Path, *, alone: bool) -> None:
-        """Read one file; `alone` is a file named by itself, for which being unreadable is an error, not a
-        note."""
-        resolved = path.resolve()
-        if resolved in self._seen:
-            self._say("repeated", str(path))
+    def file(self, path: Path, *, alone: bool) -> Iterator[Piece]:
+        """The documents of one file; `alone` is a file named by itself, for which being unreadable is an
+        error, not a note."""
+        name = str(path)
+        real = resolved(path, self._folders)
+        if real in self._seen:
+            self._say("repeated", name)
             return
-        self._seen.add(resolved)
-        name = path.name.lower()
-        if path.is_dir() or name.endswith(".parquet"):
-            self._add_rows(str(path), (clean_text(text) for text in read_column(path, self._text_field)))
+        self._seen.add(real)
+        if is_rows(path):
+            yield from self._columns(path)
             return
         try:
-            data = path.read_bytes()
+            file = path.open("rb")
         except OSError as error:
             if alone:
-                raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
-            self._say("unreadable", str(path))
+                raise UserError(f"'{name}' cannot be read: {error.strerror}") from None
+            self._say("unreadable", name)
             return
-        if name.endswith(".gz") and data:
-            data, name = gunzip(str(path), data), name.removesuffix(".gz")
-        if name.endswith((".jsonl", ".ndjson")) and data:
-            self._add_rows(str(path), json_rows(str(path), data, self._text_field))
-        else:
-            self.add_bytes(str(path), data)
+        with file:
+            try:
+                yield from self.stream(name, file)
+            except OSError as error:
+                raise UserError(f"'{name}' cannot be read to its end: {error.strerror or error}") from None
 
-    def add_bytes(self, name: str, data: bytes) -> None:
-        """Add the content of one text file as one document, or note why not."""
-        if data and looks_binary(data):
-            self._say("binary", name)
-            return
-        text, replaced = decode_text(data)
-        if not text:
-            self._say("empty", name)
-            return
-        if len(data) == 1:
-            self._say("tiny", name)
-        if len(data) > LONG_LINE and longest_line(data) > LONG_LINE:
-            self._say("long", name)
-        self._add(name, text, replaced)
+    def stream(self, name: str, file: BinaryIO) -> Iterator[Piece]:
+        """The documents of an open file, by the name's endings: .gz, .jsonl and .ndjson, else one text."""
+        before, kind = self.read, name.lower()
+        content = file
+        if kind.endswith(".gz"):
+            content, kind = cast(BinaryIO, gzip.GzipFile(fileobj=file)), kind.removesuffix(".gz")
+        with whole_gzip(name):
+            if kind.endswith((".jsonl", ".ndjson")):
+                rows = json_rows(name, content, self._text_field)
+                yield from self._rows(name, self._placed(rows, file, before))
+            else:
+                yield from self._text(name, self._placed(_blocks(content), file, before))
 
-    def add_stdlib(self, max_bytes: int) -> None:
-        """Add the embedded corpus, a document a file."""
+    def stdlib(self, max_bytes: int) -> Iterator[Piece]:
+        """The embedded corpus, a document a file."""
         for name, data in read_stdlib(max_bytes):
             if data:  # empty __init__.py files are no news there
-                self.add_bytes(name, data)
+                yield from self._text(name, _blocks(io.BytesIO(data)))
+                self.read += len(data)
 
     def notes(self) -> Iterator[str]:
         """One sentence for each kind of thing worth saying."""
@@ -91,18 +109,70 @@ class Reader:
         if self._empty_rows:
             yield f"left out {self._empty_rows} rows without text"
 
-    def _add_rows(self, name: str, rows: Iterable[tuple[str, int]]) -> None:
+    def _placed(self, items: Iterable[T], file: BinaryIO, before: int) -> Iterator[T]:
+        """The same items, with `read` kept up to where the file is."""
+        for item in items:
+            self.read = before + file.tell()
+            yield item
+
+    def _text(self, name: str, blocks: Iterable[bytes]) -> Iterator[Piece]:
+        """The content of one text file as one document, or a note why not."""
+        decoder, longest, size = Decoder(), LongestLine(), 0
+        held: tuple[str, bytes] | None = None  # until the next shows whether it was the last
+        for block, final in _with_last(blocks):
+            if not size and looks_binary(block):
+                self._say("binary", name)
+                return
+            size += len(block)
+            longest(block)
+            text, utf8 = decoder(block, final=final)
+            if text:
+                if held is not None:
+                    yield Piece(*held, last=False)
+                held = text, utf8
+        if held is None:
+            self._say("empty", name)
+            return
+        if size == 1:
+            self._say("tiny", name)
+        if longest.found > LONG_LINE:
+            self._say("long", name)
+        self._replaced(name, decoder.replaced)
+        yield Piece(*held, last=True)
+
+    def _columns(self, path: Path) -> Iterator[Piece]:
+        before = self.read
+        for texts, behind in read_column(path, self._text_field):
+            self.read = before + behind
+            yield from self._rows(str(path), map(clean_text, texts))
+
+    def _rows(self, name: str, rows: Iterable[tuple[str, int]]) -> Iterator[Piece]:
         for text, replaced in rows:
             if text:
-                self._add(name, text, replaced)
+                self._replaced(name, replaced)
+                yield Piece(text, text.encode(), last=True)
             else:
                 self._empty_rows += 1
 
-    def _add(self, name: str, text: str, replaced: int) -> None:
-        self.documents.append(text)
-        if replaced:
-            self.replaced += replaced
+    def _replaced(self, name: str, count: int) -> None:
+        if count:
+            self.replaced += count
             self._say("invalid", name)
 
     def _say(self, kind: str, name: str) -> None:
         self._kinds.setdefault(kind, {})[name] = None
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    while block := file.read(BLOCK):
+        yield block
+
+
+def _with_last(blocks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Each block, and whether it is the last; a single empty one where there are none."""
+    before: bytes | None = None
+    for block in blocks:
+        if before is not None:
+            yield before, False
+        before = block
+    yield before or b"", True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ class Tokenizer(Protocol):
 
     kind: str
     vocab_size: int
+    slow: bool  # whether encoding a long text is worth processes of its own
 
     @property
     def hash(self) -> str:
@@ -43,6 +45,14 @@ class Tokenizer(Protocol):
 
     def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
         """The stream `[0, document, 0, ..., 0]` of the documents, in the same type."""
+        ...
+
+    def encode_stretch(self, text: str) -> np.ndarray:
+        """Ids of a stretch of a stream, in the same type: text in which NUL is the end of a document."""
+        ...
+
+    def cut(self, text: str) -> int:
+        """The last place at which a stretch that goes on may be cut in two without changing a token."""
         ...
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
@@ -77,6 +87,7 @@ class _Base:
 
     kind: str
     vocab_size: int
+    slow = False
 
     def to_json(self) -> dict[str, Any]:
         """What `save` writes, by each tokenizer itself."""
@@ -102,6 +113,14 @@ class _Base:
     def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
         """The stream `[0, document, 0, ..., 0]`; NUL is token 0 here, so the joined text is the stream."""
         return self.encode(END.join(["", *documents, ""]) if documents else END)
+
+    def encode_stretch(self, text: str) -> np.ndarray:
+        """Ids of a stretch of a stream; NUL is token 0 here, so they are its text's."""
+        return self.encode(text)
+
+    def cut(self, text: str) -> int:
+        """At the end: tokens are no longer than characters here."""
+        return len(text)
 
     def count_unknown(self, ids: np.ndarray) -> int:
         """Always 0: bytes write any text."""
@@ -152,8 +171,12 @@ class CharTokenizer(_Base):
 
     @classmethod
     def train(cls, documents: Iterable[str]) -> CharTokenizer:
-        """The vocabulary of `documents`: their characters, sorted by code point."""
-        return cls("".join(set().union(*map(set, documents))))
+        """The vocabulary of `documents` (or of any pieces of them): their characters, by code point."""
+        seen = np.zeros(sys.maxunicode + 1, bool)
+        for text in documents:
+            for start in range(0, len(text), _BLOCK):
+                seen[_code_points(text[start : start + _BLOCK])] = True
+        return cls("".join(map(chr, np.flatnonzero(seen))))
 
     def to_json(self) -> dict[str, Any]:
         """What `save` writes."""
@@ -179,14 +202,22 @@ class CharTokenizer(_Base):
 
 def make_tokenizer(kind: str, documents: Sequence[str], *, vocab_size: int = 4096) -> Tokenizer:
     """A new tokenizer, fitted to `documents` (the training side only) where it has anything to learn."""
+    pieces = ((document, True) for document in documents)
+    return learn_tokenizer(kind, pieces, characters=sum(map(len, documents)), vocab_size=vocab_size)
+
+
+def learn_tokenizer(
+    kind: str, pieces: Iterable[tuple[str, bool]], *, characters: int, vocab_size: int
+) -> Tokenizer:
+    """The same from pieces of the documents, (text, whether its document ends), of so many `characters`."""
     if kind == "byte":
         return ByteTokenizer()
     if kind == "char":
-        return CharTokenizer.train(documents)
+        return CharTokenizer.train(text for text, _ in pieces)
     if kind == "bpe":
         from mixlab.data.bpe import BPETokenizer
 
-        return BPETokenizer.train(documents, vocab_size=vocab_size)
+        return BPETokenizer.learn(pieces, characters=characters, vocab_size=vocab_size)
     raise unknown("tokenizer", kind, ("byte", "char", "bpe"))
 
 

@@ -1,12 +1,19 @@
 """Token files: arrays of token ids on disk, memory-mapped, in a cache that cannot serve the wrong text.
 
-An entry is a folder named by a key that covers everything the tokens depend on. It is written under a
-temporary name, fsynced and renamed, and read only if every file in it has the size and the sha256 that its
-list says.
+An entry is a folder named by a key that covers everything the tokens depend on:
+
+    KEY/NAME.npy         one flat array a side: a reader maps it and knows of nothing else
+        tokenizer.json
+        counts.json      side -> what each source gave: tokens, bytes, documents, unknown characters
+        files.json       name -> [size, sha256] of the files above
+
+It is built in `.building-KEY` (see `mixlab.data.building`), renamed when it is whole and on the disk, and
+read only if every file in it has the size and the sha256 that its list says.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,19 +21,48 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from mixlab.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 from mixlab.errors import UserError
 
-_LIST = "files.json"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
-# Temporary folders of killed processes are removed once no living process can still be writing them.
-_ABANDONED_SECONDS = 24 * 3600
+_LIST, _COUNTS = "files.json", "counts.json"
+_BUILDING = ".building-"
+
+# What a killed process left is removed when nobody has gone on with it for a week, a weekend included.
+_ABANDONED_SECONDS = 7 * 24 * 3600
+
+
+@dataclass
+class Count:
+    """What one source gave to one side; bytes: the documents' in UTF-8, and one for each document's end."""
+
+    tokens: int = 0
+    bytes: int = 0
+    documents: int = 0
+    unknown: int = 0
+
+
+Counts = dict[str, list[Count]]
+"""Side -> one count a source."""
+
+
+class Entry(NamedTuple):
+    """What the cache holds under one key, its arrays memory-mapped."""
+
+    tokenizer: Tokenizer
+    arrays: dict[str, np.ndarray]
+    counts: Counts
 
 
 @dataclass(frozen=True)
@@ -39,6 +75,7 @@ class TokenFile:
 
     tokens: np.ndarray
     num_bytes: int
+    num_documents: int = 1
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -63,75 +100,147 @@ class TokenCache:
     def __init__(self, root: Path) -> None:
         self.root = Path(root) / "tokens"
 
-    def load(self, key: str) -> tuple[Tokenizer, dict[str, np.ndarray]] | None:
-        """The entry of `key`, its arrays memory-mapped; None when there is none or it is damaged."""
-        folder = self.root / key
-        try:
-            files = json.loads((folder / _LIST).read_bytes())
-            if not all(_fingerprint(folder / name) == mark for name, mark in files.items()):
-                return None
-            names = [name for name in files if name.endswith(".npy")]
-            arrays = {name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r") for name in names}
-            return load_tokenizer(folder), arrays
-        except (OSError, ValueError, AttributeError, EOFError, UserError):
-            return None
+    def load(self, key: str) -> Entry | None:
+        """The entry of `key`; None when there is none or it is damaged."""
+        return read_entry(self.root / key)
 
-    def store(
-        self, key: str, tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """Write the entry and return its arrays memory-mapped; `OSError` when that cannot be done."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._sweep()
-        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.root))
-        try:
-            tokenizer.save(temporary)
-            for name, array in arrays.items():
-                np.save(temporary / f"{name}.npy", array)
-            names = [FILE_NAME, *(f"{name}.npy" for name in arrays)]
-            marks = {name: _fingerprint(temporary / name) for name in names}
-            (temporary / _LIST).write_text(json.dumps(marks))
-            for name in [*names, _LIST]:
-                _fsync(temporary / name)
-            return self._publish(temporary, key)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    def obtain(self, key: str, build: Callable[[Path], None], waiting: Callable[[], None]) -> Entry:
+        """The entry of `key`; if there is none, `build` is given the folder in which to make one.
 
-    def _publish(self, temporary: Path, key: str) -> dict[str, np.ndarray]:
+        What an earlier build left, killed midway, is still in that folder. `waiting` is called if another
+        process is building the entry; it is then waited for. Raises OSError when the cache cannot be
+        written; the folder is then removed, for the disk may be full.
+        """
+        entry = self.load(key)
+        while entry is None:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            with _claimed(self.root / f"{_BUILDING}{key}", waiting) as folder:
+                entry = self.load(key)  # another process may just have finished it
+                if entry is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    break
+                try:
+                    if read_entry(folder) is None:  # else a process was killed just before the renaming
+                        build(folder)
+                    entry = self._publish(folder, key)
+                except OSError:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+        return entry
+
+    def _publish(self, folder: Path, key: str) -> Entry:
         final = self.root / key
+        whole = json.loads((folder / _LIST).read_bytes())
+        for path in folder.iterdir():
+            if path.name not in (_LIST, *whole):
+                path.unlink()  # a builder's own
         try:
-            temporary.rename(final)
+            folder.rename(final)
         except OSError:
-            # Another process was first, or a damaged entry is in the way.
-            if self.load(key) is None and final.exists():
+            # A damaged entry is in the way, or, where there are no locks, that of a process that was first.
+            if self.load(key) is None:
                 damaged = Path(tempfile.mkdtemp(prefix=".damaged-", dir=self.root))
                 final.rename(damaged / "entry")
                 shutil.rmtree(damaged, ignore_errors=True)
-            if not final.exists():
-                temporary.rename(final)
-        _fsync(self.root)
+                folder.rename(final)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        fsync(self.root)
         entry = self.load(key)
         if entry is None:
             raise OSError(f"what was written to '{final}' reads back differently")
-        return entry[1]
+        return entry
 
     def _sweep(self) -> None:
         oldest = time.time() - _ABANDONED_SECONDS
         for folder in self.root.glob(".*-*"):
+            with contextlib.suppress(OSError):  # another process sweeps it, or works in it
+                if max(path.stat().st_mtime for path in (folder, *folder.iterdir())) < oldest:
+                    with _lock(folder, wait=False):
+                        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_entry(folder: Path) -> Entry | None:
+    """The entry in a folder; None when it is not whole or damaged."""
+    try:
+        files = json.loads((folder / _LIST).read_bytes())
+        if not all(fingerprint(folder / name) == mark for name, mark in files.items()):
+            return None
+        names = [name for name in files if name.endswith(".npy")]
+        arrays = {name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r") for name in names}
+        counts = json.loads((folder / _COUNTS).read_bytes())
+        parts = {side: [Count(**count) for count in counts[side]] for side in arrays}
+        return Entry(load_tokenizer(folder), arrays, parts)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, UserError):
+        return None
+
+
+def complete_entry(folder: Path, names: list[str], counts: Counts) -> None:
+    """Make of the arrays `names` and the tokenizer in a folder, all on the disk, a whole entry."""
+    parts = {side: [asdict(count) for count in counts[side]] for side in names}
+    (folder / _COUNTS).write_text(json.dumps(parts))
+    files = [FILE_NAME, _COUNTS, *(f"{name}.npy" for name in names)]
+    fsync(folder / _COUNTS)
+    (folder / _LIST).write_text(json.dumps({name: fingerprint(folder / name) for name in files}))
+    fsync(folder / _LIST)
+    fsync(folder)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, waiting: Callable[[], None]) -> Iterator[Path]:
+    """`folder`, made if it is not there, for this process alone; the system lets it go with the process.
+
+    Where there are no locks (Windows, some network disks) it is a folder of this process's own, and what an
+    earlier one left is not gone on with.
+    """
+    while True:
+        folder.mkdir(exist_ok=True)
+        with contextlib.ExitStack() as held:
             try:
-                if folder.stat().st_mtime < oldest:
-                    shutil.rmtree(folder, ignore_errors=True)
-            except FileNotFoundError:  # another process swept it
+                held.enter_context(_lock(folder, wait=False))
+            except FileNotFoundError:
+                continue  # the other process has just renamed or removed it
+            except BlockingIOError:
+                waiting()
+                with contextlib.suppress(FileNotFoundError), _lock(folder, wait=True):
+                    pass
                 continue
+            except OSError:
+                folder = folder.with_name(f"{folder.name}-{os.getpid()}")
+                folder.mkdir(exist_ok=True)
+            yield folder
+            return
 
 
-def _fingerprint(path: Path) -> list[int | str]:
+@contextlib.contextmanager
+def _lock(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of a folder, which is that of the same folder under another name.
+
+    BlockingIOError if another process holds it and that is not waited for, FileNotFoundError if the folder is
+    no longer there once it is held, OSError where there are no locks.
+    """
+    if fcntl is None:
+        raise OSError("this system has no file locks")
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if folder.stat().st_ino != os.fstat(handle).st_ino:
+            raise FileNotFoundError
+        yield
+    finally:
+        os.close(handle)
+
+
+def fingerprint(path: Path) -> list[int | str]:
     """[size in bytes, sha256 in hex] of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
         return [file.tell(), digest.hexdigest()]
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make what is in a file, or which names are in a folder, outlive a power cut."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open a folder, and needs no such call
     handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)

@@ -42,8 +42,9 @@ def train(
 
     resume: continue the run in `out` from its newest whole checkpoint (from the start if it made none yet).
     progress: called with every line of metrics.jsonl as it is written, with {"kind": "start", "run",
-    "length": {what it is counted in: how much}} before the first, and with {"kind": "note", "message"} for
-    what a person should be told; without it, notes are Python warnings.
+    "length": {what it is counted in: how much}} before the first, with {"kind": "prepare", ...} while a long
+    text is read and encoded (`mixlab.data.corpus.Progress`), and with {"kind": "note", "message"} for what a
+    person should be told; without it, notes are Python warnings.
 
     The summary's `status` is "done", or "stopped" after SIGTERM or SIGINT (its `message` says how to go
     on). Raises UserError for a config, text or folder that cannot work, RunFailed for a loss that is not
@@ -99,9 +100,9 @@ def _data(config: RunConfig, folder: RunFolder, resume: bool, report: Progress) 
         report({"kind": "note", "message": message})
 
     context = config.model.context if config.model is not None else 0
-    dataset = prepare(config.data, context=context, notes=note)
+    dataset = prepare(config.data, context=context, notes=note, progress=report)
     if resume and (saved := load_tokenizer(folder.path)).hash != dataset.tokenizer.hash:
-        dataset = prepare(config.data, context=context, tokenizer=saved)
+        dataset = prepare(config.data, context=context, tokenizer=saved, progress=report)
     return dataset
 
 

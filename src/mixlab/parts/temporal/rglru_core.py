@@ -7,12 +7,14 @@ more than the arithmetic done on it. Kept from forward to backward are the two i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mixlab.parts.temporal import kernels
 
 CHUNK = 1 << 17
 """Numbers in a temporary: 512 KiB in float32; half as many cost a tenth more time, twice as many the same."""
@@ -46,10 +48,13 @@ def core(p: Inputs, *, fresh: bool) -> tuple[Tensor, Tensor]:
 
     fresh: nothing came before, so that the first input enters whole.
     """
+    if len(p.value) > 1 and p.h.dtype == torch.float32 and kernels.use(p.h.device):
+        y, h = composed(p, fresh=fresh, scan=kernels.scan)
+        return y, h.clone()  # not a view, which would keep all the others alive
     if torch.is_grad_enabled():
         return cast("tuple[Tensor, Tensor]", _Core.apply(*p, fresh))
     y, hs = _forward(p, fresh)
-    return y, hs[-1].clone()  # not a view, which would keep all the others alive
+    return y, hs[-1].clone()
 
 
 class _BoundedSqrt(torch.autograd.Function):
@@ -66,8 +71,19 @@ class _BoundedSqrt(torch.autograd.Function):
         return grads[0] / (4 * x).clamp(min=STEEPEST**-2).sqrt()
 
 
-def composed(p: Inputs, *, fresh: bool) -> tuple[Tensor, Tensor]:
-    """The same in plain operations, as the paper writes it; autograd's graph grows with every step."""
+def step_by_step(log_a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    """All h_t = a_t h_{t-1} + b_t (T, B, D); autograd's graph grows with every step."""
+    hs = []
+    for a_t, b_t in zip(log_a.exp(), b, strict=True):
+        h = a_t * h + b_t  # equation 4
+        hs.append(h)
+    return torch.stack(hs)
+
+
+def composed(
+    p: Inputs, *, fresh: bool, scan: Callable[[Tensor, Tensor, Tensor], Tensor] = step_by_step
+) -> tuple[Tensor, Tensor]:
+    """The same in plain operations, as the paper writes it."""
     acc, (H, W, _) = p.h.dtype, p.weight.shape
     T = len(p.value)
     seen = torch.cat((p.past, p.value)).to(acc)
@@ -75,16 +91,13 @@ def composed(p: Inputs, *, fresh: bool) -> tuple[Tensor, Tensor]:
     pre = torch.einsum("tbhi,hij->tbhj", u.to(p.weight.dtype).unflatten(-1, (H, W)), p.weight).to(acc)
     r = torch.sigmoid(pre[..., :W].flatten(-2) + p.bias[0])  # equation 1
     i = torch.sigmoid(pre[..., W:].flatten(-2) + p.bias[1])  # equation 2
-    a = torch.exp(p.rate * r)  # equation 3
-    m = _BoundedSqrt.apply(1 - a * a)
+    log_a = p.rate * r  # equation 3
+    m = _BoundedSqrt.apply(1 - log_a.exp().square())
     if fresh:
         m = torch.cat((torch.ones_like(m[:1]), m[1:]))
-    h, hs = p.h, []
-    for a_t, b_t in zip(a, m * (i * u), strict=True):
-        h = a_t * h + b_t  # equation 4
-        hs.append(h)
-    y = F.gelu(p.gate.to(acc), approximate="tanh") * torch.stack(hs)
-    return y.to(p.gate.dtype), h
+    hs = scan(log_a, m * (i * u), p.h)
+    y = F.gelu(p.gate.to(acc), approximate="tanh") * hs
+    return y.to(p.gate.dtype), hs[-1]
 
 
 class _Chunks:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mixlab.parts.temporal import delta_rule
+from mixlab.parts.temporal import delta_rule, kernels
 from mixlab.parts.temporal.delta_rule import Kept, Steps
 
 FASTEST = math.exp(-0.5)
@@ -85,10 +85,23 @@ def core(p: Inputs, chunk: int) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "
 
     Within a chunk products are in bfloat16 where the inputs are; the rest is in the memory's dtype.
     """
-    if p.r.shape[1] == 1 or not torch.is_grad_enabled():
+    T, low = p.r.shape[1], _low(p)
+    if T > 1 and low == torch.bfloat16 and p.memory.shape[3] in kernels.HEADS and kernels.use(p.r.device):
+        return _by_kernel(p, low)  # in float32 the kernels are not meant to be used
+    if T == 1 or not torch.is_grad_enabled():
         y, memory, _ = _run(p, chunk, keep=False)
         return y, memory
     return cast("tuple[Tensor, Tensor]", _Core.apply(*p, chunk))
+
+
+def _by_kernel(p: Inputs, low: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Gates and read in plain operations, which autograd follows, around the delta rule's kernel."""
+    T = p.r.shape[1]
+    group = Group(p, slice(0, T), T)
+    x = group.gates().steps()
+    y, memory = kernels.delta_rule(x, p.memory, low)
+    y = group.read(x, y) * group.view(p.g)  # (1, B, H, T, V)
+    return y[0].transpose(1, 2).flatten(2).to(p.r.dtype), memory
 
 
 def _spans(p: Inputs, chunk: int) -> Iterator[tuple[slice, int]]:
