@@ -86,7 +86,7 @@ def test_a_union_keeps_the_form_it_was_given(part: Any) -> None:
         ({"flag": 1}, "flag: expected true or false, got 1"),
         ({"name": 1}, "name: expected a string, got 1"),
         ({"inner": {"lr": "fast"}}, "inner.lr: expected a number, got 'fast'"),
-        ({"inner": {"lr": float("nan")}}, "inner.lr: expected a number, got nan"),
+        ({"inner": {"lr": float("nan")}}, "inner.lr: expected a finite number, got nan"),
         ({"inner": {"kind": "cosin"}}, "inner.kind: unknown value 'cosin'; did you mean 'cosine'?"),
         ({"inner": {"kind": 3}}, "inner.kind: expected one of 'cosine', 'wsd', got 3"),
         ({"inner": {"betas": [0.9]}}, "inner.betas: expected a list of 2: a number, a number, got [0.9]"),
@@ -293,3 +293,25 @@ def test_shakespeare_cpu_has_at_most_the_parameters_of_its_peer() -> None:
     assert run.model is not None
     model = build_model(dataclasses.replace(run.model, vocab_size=66))  # 65 characters, end of a document
     assert sum(p.numel() for p in model.parameters()) <= peer
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("model.temporal.ratio=inf", "model.temporal.ratio: expected a finite number, got inf"),
+        ("model.embedding_scale=-inf", "model.embedding_scale: expected a finite number, got -inf"),
+        ("model.dim=99999999999999999999", "model.dim: expected a number below 2**63"),
+        ("name='../../evil'", "name must be what a folder may be called, not a path, got '../../evil'"),
+        ("name='..'", "name must be what a folder may be called"),
+    ],
+)
+def test_numbers_that_no_tensor_holds_and_names_that_are_paths_are_refused(override, complaint):
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        config.load_run_config("gru", [override, "train.steps=1"])
+
+
+def test_values_nested_beyond_reason_are_one_sentence(tmp_path):
+    path = tmp_path / "deep.toml"
+    path.write_text("a = " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(UserError, match=r"deep.toml: not a config: its values nest deeper"):
+        read_toml(path)

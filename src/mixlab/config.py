@@ -70,7 +70,8 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """`value` as what JSON holds; a type no config can hold is refused here, and so is NaN."""
+    """`value` as what JSON holds; a type no config can hold is refused here, and so are NaN, infinities and
+    integers beyond torch's."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item, _join(where, str(key))) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -79,8 +80,10 @@ def _plain(value: Any, where: str) -> Any:
         return to_mapping(value)
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{where}: expected a number, got nan")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: expected a finite number, got {value}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"{where}: expected a number below 2**63, got {value}")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UserError(f"{where}: a config cannot hold {_shown(value)} ({type(value).__name__})")
@@ -226,6 +229,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a TOML file (it is not UTF-8 text)") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not a config: its values nest deeper than any key does") from None
 
 
 def preset_names() -> tuple[str, ...]:

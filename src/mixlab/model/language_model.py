@@ -326,7 +326,9 @@ def build_model(config: ModelConfig | Mapping[str, Any] | str | Any) -> Language
     try:
         return LanguageModel(checked)
     except (RuntimeError, MemoryError) as error:
-        if "memory" not in str(error) and not isinstance(error, MemoryError):
+        # torch says of a size beyond 2**63 bytes that computing it overflowed.
+        too_large = any(word in str(error) for word in ("memory", "overflow"))
+        if not too_large and not isinstance(error, MemoryError):
             raise
         raise UserError(
             f"a model of width {checked.dim} and depth {checked.depth} does not fit in memory; "

@@ -250,7 +250,7 @@ def check_save_and_load(case: Case) -> None:
 
 
 def check_bfloat16(case: Case) -> None:
-    """Under bf16 autocast the output stays within the table of float32's, and recurrent state in float32."""
+    """Under bf16 autocast the output stays within the table of float32's."""
     part, x = case.build(torch.float32, jitter=0.05), case.sample(2, 12, torch.float32)
     wanted, _ = part(x)
     with torch.autocast("cpu", torch.bfloat16):

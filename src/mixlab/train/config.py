@@ -296,6 +296,8 @@ class RunConfig:
         if (self.model is None) == (self.ngram is None):
             given = "neither is" if self.model is None else "both are"
             raise UserError(f"a run needs exactly one of [model] and [ngram] ({given} given)")
+        plain = self.name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(self.name)
+        _require(plain, "name", repr(self.name), "what a folder may be called, not a path")
         if self.model is not None:
             self.model.validate()
             self.train.validate()  # an n-gram counts once: it needs no horizon

@@ -113,6 +113,8 @@ class Trainer:
         assert config.model is not None
         self.folder, self.report, self.valid = folder, report, dataset.valid
         self.config, self.context = config.train, config.model.context
+        piped = " with the same text on standard input" if "-" in config.data.sources else ""
+        self.resume_command = f"mixlab train --resume {folder.path}{piped}"
         self.device = machine.default_device()
         self.bfloat16 = resolve_dtype(self.config.dtype, self.device)
         randomness.seed(self.config.seed)
@@ -157,7 +159,7 @@ class Trainer:
                     self.record.write(self.summary("failed", message))
                 raise RunFailed(message) from failure
             done = self.finished() and not self.evaluation_is_due()
-            resume = f"saved at step {self.done.step}; go on with: mixlab train --resume {self.folder.path}"
+            resume = f"saved at step {self.done.step}; go on with: {self.resume_command}"
             summary = self.summary("done", "") if done else self.summary("stopped", resume)
             self.record.write(summary)
         return summary
