@@ -2,10 +2,11 @@
 bare module and a Linear in the part's place.
 
 6 layers, width 384, bytes; T = 256, B = 16, fused AdamW, gradient norm clipped; in float32 and under bf16
-autocast. The two take turns, step by step; medians over the turns. Above 1 the part is the faster one, by the
-clock and by the processors' time.
+autocast, or in one of them. They take turns, step by step; medians over the turns. Above 1 the part is the
+faster one, by the clock and by the processors' time. With --heads the part of so many heads runs beside them.
 
     python bench/recurrent.py [gru|lstm|rnn] [--steps 9] [--dim 384 --depth 6 --T 256 --B 16 --threads 2]
+        [--heads 4] [--dtypes float32]
 """
 
 import copy
@@ -33,17 +34,20 @@ class Bare(nn.Module):
 
 
 def models(kind, a):
-    """Ours, and a copy of it with the bare module and the same weights."""
+    """Ours, a copy of it with the bare module and the same weights, and one with heads if asked for."""
     shape = {"vocab_size": 256, "dim": a.dim, "depth": a.depth, "context": a.T}
-    ours = mixlab.build_model({**shape, "temporal": kind, "feature": "gelu", "position": "none"})
+    shape |= {"feature": "gelu", "position": "none"}
+    ours = mixlab.build_model({**shape, "temporal": kind})
     bare = copy.deepcopy(ours)
     for block in bare.blocks:
         block.temporal = Bare(block.temporal.cell, block.temporal.out)
-    return {"mixlab": ours, "torch.nn": bare}
+    heads = {"kind": kind, "heads": a.heads}
+    more = {} if a.heads == 1 else {f"{a.heads} heads": mixlab.build_model({**shape, "temporal": heads})}
+    return {"mixlab": ours, "torch.nn": bare, **more}
 
 
 def compare(kind, a, *, bf16):
-    """Tokens a second of both, and ours over the bare one's."""
+    """Tokens a second of each, and ours over the bare one's."""
     seconds = race(models(kind, a), a.steps, a.T, a.B, bf16=bf16)
     ours, bare = seconds["mixlab"], seconds["torch.nn"]
     return {
@@ -54,17 +58,18 @@ def compare(kind, a, *, bf16):
 
 
 def main():
-    options = parser(__doc__, steps=9, dim=384, depth=6, T=256, B=16, threads=2)
+    options = parser(__doc__, steps=9, dim=384, depth=6, T=256, B=16, threads=2, heads=1)
+    options.add_argument("--dtypes", nargs="+", choices=["float32", "bf16"], default=["float32", "bf16"])
     options.add_argument("kinds", nargs="*", metavar="KIND", help="gru and lstm unless named")
     a = options.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(a.threads)
     result = {"threads": a.threads}
     for kind in a.kinds or ("gru", "lstm"):
-        both = models(kind, a)
-        assert len({count(model) for model in both.values()}) == 1
-        result[kind] = {"parameters": count(both["mixlab"])}
-        result[kind] |= {name: compare(kind, a, bf16=name == "bf16") for name in ("float32", "bf16")}
+        sizes = {name: count(model) for name, model in models(kind, a).items()}
+        assert sizes["mixlab"] == sizes["torch.nn"]
+        result[kind] = {"parameters": sizes}
+        result[kind] |= {name: compare(kind, a, bf16=name == "bf16") for name in a.dtypes}
     print(json.dumps(result, indent=1))
 
 
