@@ -98,6 +98,32 @@ def test_explain_says_what_a_run_would_do_and_writes_nothing(mixlab: Command, ru
     assert mixlab("train", "--preset", "ngram", "--explain").status == 2
 
 
+def test_find_lr_draws_the_curve_and_leaves_no_run(mixlab: Command, runs: Path) -> None:
+    before = contents(Path())
+    command = ("train", runs / "text.txt", "--preset", "transformer", "--find-lr", *settings())
+    done = mixlab(*command)
+    assert done.status == 0
+    scale, bars, mark, ticks, names, _, ended, suggested = done.out.splitlines()
+    assert "nats a token at \u2581" in scale
+    assert set(bars) <= set("\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588")
+    assert ticks.index("|", 1) == 20  # steps a decade
+    assert names.split()[:3] == ["1e-5", "1e-4", "1e-3"]
+    assert ended.startswith("it ended because ")
+    assert contents(Path()) == before
+    found = json.loads(mixlab(*command, "--json", "--out", "drawn").out)
+    assert f"try train.optimizer.lr={found['suggestion']:g}: {found['rule']}" == suggested
+    place = mark.index("^")
+    assert found["rates"][place] == pytest.approx(found["suggestion"], rel=0.06)
+    assert len(bars) == len(found["rates"]) == len(found["losses"])
+    assert found["page"] == "drawn/learning-rate.html"
+    assert sorted(set(contents(Path())) - set(before)) == ["drawn/learning-rate.html"]
+    assert mixlab(*command, "--explain").status == 2
+    assert mixlab("train", "--preset", "ngram", "--find-lr").status == 2
+    Path("mine.html").write_text("mine")
+    assert mixlab(*command, "--out", "mine.html").status == 2
+    assert Path("mine.html").read_text() == "mine"
+
+
 def test_a_saved_config_makes_the_same_run_again(mixlab: Command, runs: Path) -> None:
     done = mixlab("train", "--preset", runs / "neural" / "config.toml", "--out", "again", "--json")
     lines = (runs / "neural" / "metrics.jsonl").read_text().splitlines()

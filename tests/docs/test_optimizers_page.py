@@ -35,6 +35,22 @@ def test_explain_prints_the_table_that_is_shown(folder, capsys):
     assert {path.name for path in folder.iterdir()} == {"cache", "my.txt"}
 
 
+def test_find_lr_prints_what_is_shown(folder, capsys):
+    (block,) = re.findall(r"```console\n(\$ mixlab train [^\n]*--find-lr[^\n]*)\n(.*?)```", PAGE, re.DOTALL)
+    command, shown = block
+    small = ["--set", "model.dim=16", "--set", "model.context=16", "--set", "train.batch_tokens=64"]
+    assert run([*shlex.split(command)[2:], *small]) == 0
+    printed = capsys.readouterr().out
+
+    def words(text):
+        return [re.findall(r"[a-z]{2,}", line) for line in text.splitlines()]
+
+    assert words(printed)[0] == words(shown)[0]
+    assert words(printed)[-1] == words(shown)[-1]
+    assert len(printed.splitlines()) == len(shown.splitlines())
+    assert (folder / "rates.html").exists()
+
+
 def test_every_toml_of_the_page_is_a_config_that_works():
     import tomllib
 

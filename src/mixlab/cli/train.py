@@ -51,6 +51,10 @@ def train(
     explain: Annotated[
         bool, typer.Option("--explain", help="Only say what the run would do: optimizers by role, length.")
     ] = False,
+    find_lr: Annotated[
+        bool,
+        typer.Option("--find-lr", help="Only raise the learning rate until the loss does, and draw that."),
+    ] = False,
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
@@ -59,6 +63,7 @@ def train(
     mixlab train my.txt --preset transformer --minutes 5
 
     A run that was stopped (Ctrl-C saves first) goes on with --resume RUN, for longer if a length is given.
+    --find-lr begins anew whatever the run has learned, and leaves a page only with --out.
     """
     horizon = {"steps": steps, "tokens": tokens, "epochs": epochs, "minutes": minutes, "flops": flops}
     if resume is not None:
@@ -70,10 +75,16 @@ def train(
         extra = ["train.deterministic=true"] if deterministic else []
         config = _new(text, preset, horizon, batch_tokens, seed, [*extra, *(overrides or ())])
         folder = out or unused(Path("runs"), config.name)
+    if explain and find_lr:
+        raise UserError("--explain and --find-lr both take the place of training: give one of them")
     if explain:
-        from mixlab.cli.explain import show
+        from mixlab.cli import explain as explaining
 
-        show(config, as_json=as_json)
+        explaining.show(config, as_json=as_json)
+    elif find_lr:
+        from mixlab.cli import find_lr as finding
+
+        finding.show(config, out=out, as_json=as_json)
     else:
         _train(config, folder, resume=resume is not None, as_json=as_json)
 
