@@ -46,6 +46,15 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits on a GPU too, at some cost in speed.")
     ] = False,
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Send the numbers to tensorboard, wandb or trackio too; repeatable.", metavar="NAME"
+        ),
+    ] = None,
+    sinks_optional: Annotated[
+        bool, typer.Option("--sinks-optional", help="Go on without a sink that cannot be used here.")
+    ] = False,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run instead.", metavar="RUN")] = None,
     explain: Annotated[
@@ -77,6 +86,7 @@ def train(
         folder = out or unused(Path("runs"), config.name)
     if explain and find_lr:
         raise UserError("--explain and --find-lr both take the place of training: give one of them")
+    config = _with_sinks(config, sink or (), sinks_optional)
     if explain:
         from mixlab.cli import explain as explaining
 
@@ -106,6 +116,15 @@ def _resumed(run: Path, horizon: Mapping[str, Any]) -> RunConfig:
     length: dict[str, Any] = {}
     set_horizon(length, horizon)
     return replace(config, train=config.train.with_horizon(**length)) if length else config
+
+
+def _with_sinks(config: RunConfig, names: Sequence[str], optional: bool) -> RunConfig:
+    """The config with the sinks that the command line asks for, in place of its own."""
+    if not (names or optional):
+        return config
+    sinks = tuple(dict.fromkeys(names)) or config.train.sinks
+    train = replace(config.train, sinks=sinks, sinks_optional=optional or config.train.sinks_optional)
+    return replace(config, train=train)
 
 
 def _new(

@@ -19,6 +19,7 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 ROLES: tuple[str, ...] = get_args(Role)
 SCHEDULES = ("cosine", "linear", "wsd", "constant", "onecycle")
+SINKS = ("tensorboard", "wandb", "trackio")
 DTYPES = ("auto", "float32", "bfloat16")
 HORIZONS = ("steps", "tokens", "epochs", "minutes", "flops")
 
@@ -175,7 +176,8 @@ class TrainConfig:
     minutes: of training; evaluations and checkpoints are not counted. batch_tokens: a step's, to the nearest
     row of `context` tokens. accumulate: micro-batches that a step is cut into from the start; training cuts
     further by itself when memory runs out. eval_every: steps between evaluations, 0 for one at the end only.
-    watch_every: steps between looks at the watch list, 0 for none.
+    watch_every: steps between looks at the watch list, 0 for none. sinks: what else gets the numbers, of
+    SINKS; sinks_optional: go on without one that cannot be used here.
     z_loss, label_smoothing: see `LanguageModel.losses`; in the gradient, not in the loss that is reported.
     ema: decay of an average of the weights, which is then what is evaluated and kept as the model; 0 is off.
     recompute: blocks do their forward again for the gradient, in place of keeping what it needs.
@@ -193,6 +195,8 @@ class TrainConfig:
     accumulate: int = 1
     eval_every: int = 250
     watch_every: int = 50  # a look takes a fifth of a step or less (LOG.md): under 1% of the time
+    sinks: tuple[str, ...] = ()
+    sinks_optional: bool = False
     z_loss: float = 0.0  # 1e-4 in PaLM; at this scale logits do not drift
     label_smoothing: float = 0.0  # 0.1 in Szegedy et al.; it costs nats, which are what is compared here
     ema: float = 0.0  # a falling learning rate averages too; 0.999 is usual where it stays constant
@@ -257,6 +261,8 @@ class TrainConfig:
             self.eval_every >= 0, "train.eval_every", self.eval_every, "0 (at the end) or a number of steps"
         )
         _require(self.watch_every >= 0, "train.watch_every", self.watch_every, "0 (off) or a number of steps")
+        for name in self.sinks:
+            _require_one_of("train.sinks", name, SINKS)
         _require_one_of("train.dtype", self.dtype, DTYPES)
         _require(
             0 <= self.z_loss < math.inf, "train.z_loss", self.z_loss, "0 (off) or positive, such as 1e-4"

@@ -24,7 +24,8 @@ except ImportError:  # Windows
 
 # A resumed run may go on for longer, look more often and keep more; anything else would make it another run.
 LENGTH = tuple(f"train.{name}" for name in HORIZONS)
-MAY_CHANGE = ("name", *LENGTH, "train.eval_every", "train.watch_every", "train.checkpoint")
+LOOKING = ("train.eval_every", "train.watch_every", "train.sinks", "train.sinks_optional")
+MAY_CHANGE = ("name", *LENGTH, *LOOKING, "train.checkpoint")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from mixlab.config import to_mapping
 from mixlab.data import Batches, Dataset, load_tokenizer, prepare
 from mixlab.errors import RunFailed, UserError
 from mixlab.model.language_model import build_model
@@ -27,6 +28,7 @@ from mixlab.train.optimizers import Optimizers
 from mixlab.train.precision import resolve as resolve_dtype
 from mixlab.train.record import Record
 from mixlab.train.saver import Saver
+from mixlab.train.sinks import Sinks
 from mixlab.train.state import State
 from mixlab.train.step import Stepper, StepStopped
 from mixlab.train.stopping import StopRequest
@@ -52,7 +54,7 @@ def train(
     """
     config.validate()
     keep_freed_memory()
-    report = progress or _warn
+    report = Sinks(config.train.sinks, optional=config.train.sinks_optional, report=progress or _warn)
     folder = RunFolder(Path(out))
     if resume:
         folder.read_config()
@@ -75,7 +77,8 @@ def train(
                 folder.check_free()
             folder.write_start(config, dataset, facts)
             report(start)
-            return count(config, folder, dataset, report)
+            with report.open(folder.path, 0, to_mapping(config)):
+                return count(config, folder, dataset, report)
     with randomness.kept(), randomness.deterministic(config.train.deterministic):
         trainer = Trainer(config, folder, dataset, report)  # first: a part that does not fit leaves no folder
         with folder.locked():
@@ -85,7 +88,8 @@ def train(
                 folder.check_free()  # again, now that no other process can take it
             folder.write_start(config, dataset, facts)
             report(start)
-            return trainer.run()
+            with report.open(folder.path, trainer.done.step, to_mapping(config)):
+                return trainer.run()
 
 
 def _warn(line: Line) -> None:
