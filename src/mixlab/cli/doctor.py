@@ -16,6 +16,9 @@ EXTRAS = {
         "optimizers by the name of their class, as pytorch_optimizer:SOAP",
     ),
     "fla": (("fla",), "kernels for rwkv7 and rglru on a GPU"),
+    "tensorboard": (("tensorboard",), "--sink tensorboard"),
+    "wandb": (("wandb",), "--sink wandb"),
+    "trackio": (("trackio",), "--sink trackio"),
 }
 """The optional groups of pyproject.toml: their modules, and what they add."""
 
