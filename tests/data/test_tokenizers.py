@@ -169,3 +169,20 @@ def test_make_tokenizer_knows_its_kinds():
     assert [make_tokenizer(kind, TEXT).kind for kind in ("byte", "char", "bpe")] == ["byte", "char", "bpe"]
     with pytest.raises(UserError, match="did you mean 'byte'"):
         make_tokenizer("bytes", TEXT)
+
+
+def test_a_tokenizer_is_written_at_once(tmp_path, monkeypatch):
+    """A process killed while it writes leaves the file that was there, or the new one."""
+    ByteTokenizer().save(tmp_path)
+    before = (tmp_path / "tokenizer.json").stat().st_ino
+    ByteTokenizer().save(tmp_path)
+    assert (tmp_path / "tokenizer.json").stat().st_ino != before, "written over, not replaced"
+
+    def full(descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        ByteTokenizer().save(tmp_path)
+    assert load_tokenizer(tmp_path).kind == "byte"
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -127,8 +128,16 @@ class _Base:
         return 0
 
     def save(self, directory: Path | str) -> None:
-        """Write `tokenizer.json` into `directory`."""
-        Path(directory, FILE_NAME).write_bytes(_canonical(self.to_json()))
+        """Write `tokenizer.json` into `directory`, at once: a run is killed at any moment, and resumed."""
+        temporary = Path(directory, f".{FILE_NAME}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(_canonical(self.to_json()))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(Path(directory, FILE_NAME))
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 class ByteTokenizer(_Base):
