@@ -57,7 +57,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "out is a file": ([*TRAIN, "--out", "given/text.txt"], "given/text.txt"),
     "resume and more": (
         ["train", "--resume", "given/neural", "--preset", "gru", "--seed", "1"],
-        "leave out --preset, --seed",
+        "leave out --preset, or start",
     ),
     "resume nothing": (["train", "--resume", "given"], "given is not a run"),
     "resume absent": (["train", "--resume", "absent"], "absent"),

@@ -270,3 +270,32 @@ def test_the_extras_doctor_names_are_those_of_the_package() -> None:
         required = {line.split(">")[0].split("=")[0] for line in project["optional-dependencies"][name]}
         assert {packages.get(module, module) for module in modules} <= required
     assert set(EXTRAS) == set(project["optional-dependencies"]) - {"dev"}
+
+
+def test_a_resume_with_other_settings_lists_them_and_goes_on_by_force(mixlab: Command, runs: Path) -> None:
+    begin = ["train", runs / "text.txt", "--preset", "transformer", "--steps", "2", "--out", "run"]
+    assert mixlab(*begin, *settings()).status == 0
+    other = ["train", "--resume", "run", "--steps", "3", "--seed", "7", "--batch-tokens", "128"]
+    other += ["--set", "train.optimizer.lr=0.02"]
+    refused = mixlab(*other)
+    assert (refused.status, refused.out) == (2, "")
+    for part in (
+        "train.batch_tokens (64, now 128)",
+        "train.optimizer.lr (0.01, now 0.02)",
+        "train.seed (0, now 7)",
+    ):
+        assert part in refused.err
+    assert "--force-config" in refused.err
+    done = mixlab(*other, "--force-config", "--json")
+    assert done.status == 0
+    assert json.loads(done.out)["tokens"] == 2 * 64 + 128
+    assert "note: going on with another config: " in done.err
+
+
+def test_force_is_for_a_resume_and_an_ngram_has_no_length(mixlab: Command, runs: Path) -> None:
+    done = mixlab("train", runs / "text.txt", "--preset", "ngram", "--force-config")
+    assert (done.status, "--force-config is for --resume" in done.err) == (2, True)
+    done = mixlab("train", "--resume", runs / "ngram", "--steps", "9")
+    assert (done.status, "counts its text once: leave out --steps" in done.err) == (2, True)
+    again = mixlab("train", "--resume", runs / "ngram")
+    assert again.status == 0

@@ -9,6 +9,8 @@ import torch
 
 import mixlab
 from mixlab.data import TokenFile, make_tokenizer, prepare_single
+from mixlab.errors import RunFailed
+from mixlab.model import language_model
 from mixlab.train.evaluate import EvaluationStopped, evaluate
 
 TOKENS = np.array([0, *np.random.default_rng(0).integers(1, 11, size=100)], dtype=np.uint8)
@@ -101,3 +103,50 @@ def test_bytes_are_the_documents_utf8_and_one_for_each_end(kind, tmp_path):
     counted = evaluate(mixlab.NGram.train(text.tokens, order=2, vocab_size=V), text, context=8)
     assert (counted.tokens, counted.bytes) == (tokens, size)
     assert counted.bits_per_byte == pytest.approx(counted.nats_per_token * tokens / math.log(2) / size)
+
+
+def test_a_large_vocabulary_is_scored_in_chunks_to_the_same(model, monkeypatch):
+    whole = evaluate(model, TEXT, context=8)
+    monkeypatch.setattr(language_model, "CHUNK_LOGITS", 5 * 11)
+    seen = []
+    real = type(model).logits
+    monkeypatch.setattr(type(model), "logits", lambda self, x: seen.append(len(x)) or real(self, x))
+    assert evaluate(model, TEXT, context=8).nats_per_token == pytest.approx(whole.nats_per_token, rel=1e-6)
+    assert max(seen) == 5
+
+
+def short_of(monkeypatch, model, most):
+    """Let more than so many rows at a time run out of memory, in their middle."""
+    real, seen = type(model).score, []
+
+    def score(self, inputs, targets):
+        seen.append(len(inputs))
+        if len(inputs) > most:
+            raise torch.OutOfMemoryError
+        return real(self, inputs, targets)
+
+    monkeypatch.setattr(type(model), "score", score)
+    return seen
+
+
+def test_where_memory_is_short_fewer_windows_go_at_a_time(model, monkeypatch):
+    expected = evaluate(model, TEXT, context=8, batch_size=3)
+    seen = short_of(monkeypatch, model, 3)
+    assert evaluate(model, TEXT, context=8, batch_size=12) == expected
+    assert seen == [12, 6, 3, 3, 3, 3, 1]  # the last is half a window
+
+
+def test_where_not_even_one_fits_it_fails_in_a_sentence_and_the_mode_comes_back(model, monkeypatch):
+    short_of(monkeypatch, model, 0)
+    model.train()
+    with pytest.raises(RunFailed, match="not even one window of 8 tokens"):
+        evaluate(model, TEXT, context=8)
+    assert model.training
+
+
+def test_by_default_the_tokens_at_a_time_are_the_same_whatever_the_context(model, monkeypatch):
+    seen = short_of(monkeypatch, model, 99)
+    monkeypatch.setattr("mixlab.train.evaluate.TOKENS", 32)
+    for context in (4, 16, 64):
+        evaluate(model, TEXT, context=context)
+    assert seen == [8, 8, 8, 1, 2, 2, 2, 1, 1, 1]

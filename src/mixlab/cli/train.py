@@ -57,6 +57,9 @@ def train(
     ] = False,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run instead.", metavar="RUN")] = None,
+    force_config: Annotated[
+        bool, typer.Option("--force-config", help="Resume though the config or the text was changed.")
+    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Only say what the run would do: optimizers by role, length.")
     ] = False,
@@ -71,18 +74,20 @@ def train(
 
     mixlab train my.txt --preset transformer --minutes 5
 
-    A run that was stopped (Ctrl-C saves first) goes on with --resume RUN, for longer if a length is given.
+    A run that was stopped (Ctrl-C saves first) goes on with --resume RUN, for longer if a length is given,
+    with other settings (--set, --seed, --batch-tokens) only by --force-config.
     --find-lr begins anew whatever the run has learned, and leaves a page only with --out.
     """
     horizon = {"steps": steps, "tokens": tokens, "epochs": epochs, "minutes": minutes, "flops": flops}
+    extra = ["train.deterministic=true"] if deterministic else []
+    settings = [*extra, *(overrides or ())]
     if resume is not None:
-        given = {"TEXT": text, "--preset": preset, "--out": out, "--seed": seed, "--set": overrides}
-        given |= {"--deterministic": deterministic or None, "--batch-tokens": batch_tokens}
-        _refuse_with_resume(given)
-        config, folder = _resumed(resume, horizon), resume
+        _refuse_with_resume({"TEXT": text, "--preset": preset, "--out": out})
+        config, folder = _resumed(resume, horizon, batch_tokens, seed, settings), resume
     else:
-        extra = ["train.deterministic=true"] if deterministic else []
-        config = _new(text, preset, horizon, batch_tokens, seed, [*extra, *(overrides or ())])
+        if force_config:
+            raise UserError("--force-config is for --resume RUN: a new run has no config to differ from")
+        config = _new(text, preset, horizon, batch_tokens, seed, settings)
         folder = out or unused(Path("runs"), config.name)
     if explain and find_lr:
         raise UserError("--explain and --find-lr both take the place of training: give one of them")
@@ -96,26 +101,50 @@ def train(
 
         finding.show(config, out=out, as_json=as_json)
     else:
-        _train(config, folder, resume=resume is not None, as_json=as_json)
+        _train(config, folder, resume=resume is not None, force=force_config, as_json=as_json)
 
 
 def _refuse_with_resume(given: Mapping[str, Any]) -> None:
     extra = [name for name, value in given.items() if value not in (None, [], ())]
     if extra:
         raise UserError(
-            f"--resume continues a run as it was configured: leave out {', '.join(extra)}, "
+            f"--resume continues a run on its own text in its own folder: leave out {', '.join(extra)}, "
             "or start a new run with --preset"
         )
 
 
-def _resumed(run: Path, horizon: Mapping[str, Any]) -> RunConfig:
-    """The config a run was begun with, for another length if one is given."""
+def _resumed(
+    run: Path,
+    horizon: Mapping[str, Any],
+    batch_tokens: str | None,
+    seed: int | None,
+    overrides: Sequence[str],
+) -> RunConfig:
+    """The config a run was begun with, for another length and with other settings where they are given."""
+    from mixlab.config import load_run_config, to_mapping
     from mixlab.train.folder import RunFolder
 
     config = RunFolder(run).read_config()
     length: dict[str, Any] = {}
     set_horizon(length, horizon)
-    return replace(config, train=config.train.with_horizon(**length)) if length else config
+    if config.model is None and length:
+        raise UserError(f"{run} is an n-gram, which counts its text once: leave out --{next(iter(length))}")
+    if length:
+        config = replace(config, train=config.train.with_horizon(**length))
+    if seed is None and batch_tokens is None and not overrides:
+        return config
+    tables = to_mapping(config)
+    _set_given(tables["train"], batch_tokens, seed)
+    return load_run_config(tables, overrides)
+
+
+def _set_given(train: dict[str, Any], batch_tokens: str | None, seed: int | None) -> None:
+    """Put options that stand for keys into a `[train]` table."""
+    if seed is not None:
+        train["seed"] = seed
+    if batch_tokens is not None:
+        train.pop("batch_size", None)  # what an older preset says in rows
+        train["batch_tokens"] = count(batch_tokens, "--batch-tokens")
 
 
 def _with_sinks(config: RunConfig, names: Sequence[str], optional: bool) -> RunConfig:
@@ -145,11 +174,7 @@ def _new(
     if text:
         tables.setdefault("data", {})["sources"] = [absolute(source) for source in text]
     train = tables.setdefault("train", {})
-    if seed is not None:
-        train["seed"] = seed
-    if batch_tokens is not None:
-        train.pop("batch_size", None)  # what an older preset says in rows
-        train["batch_tokens"] = count(batch_tokens, "--batch-tokens")
+    _set_given(train, batch_tokens, seed)
     set_horizon(train, horizon)
     return load_run_config(tables, overrides)
 
@@ -179,7 +204,7 @@ def unused(folder: Path, name: str) -> Path:
     return path
 
 
-def _train(config: RunConfig, folder: Path, *, resume: bool, as_json: bool) -> None:
+def _train(config: RunConfig, folder: Path, *, resume: bool, force: bool, as_json: bool) -> None:
     from mixlab.cli.console import Progress, note, print_json
     from mixlab.train import train as work
 
@@ -199,7 +224,7 @@ def _train(config: RunConfig, folder: Path, *, resume: bool, as_json: bool) -> N
                 note(f"training {config.name} in {line['run']}")
             progress(line)
 
-        summary = work(config, folder, resume=resume, progress=report)
+        summary = work(config, folder, resume=resume, force=force, progress=report)
     if summary.get("message"):
         note(summary["message"])
     if as_json:

@@ -18,7 +18,7 @@ from mixlab.compare.worker import RESULT
 from mixlab.config import to_mapping
 from mixlab.errors import UserError
 from mixlab.train.files import disk_errors, write_text
-from mixlab.train.folder import differing
+from mixlab.train.folder import differences
 from mixlab.train.metrics import strict
 
 FORMAT = "mixlab-comparison-1"
@@ -94,7 +94,7 @@ class ComparisonFolder:
             runs = {label: config for label, config in new["runs"].items() if label in saved["runs"]}
             settings = {key: value for key, value in new.items() if key != "runs"}
             begun = {key: value for key, value in saved.items() if key != "runs"}
-            keys = differing(begun, settings) or differing(saved["runs"], runs, "runs")
+            keys = list(differences(begun, settings) or differences(saved["runs"], runs, "runs"))
             if keys:
                 more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
                 raise UserError(

@@ -235,9 +235,12 @@ class LanguageModel(nn.Module):
 
     def score(self, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """Natural log-probability, float32, of each target after its row's inputs; rows start afresh."""
-        logits = self(inputs).logits.flatten(0, 1).float()
+        x, _ = self.hidden(inputs)
         check_rows("targets", targets, inputs)
-        return -cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
+        rows = max(1, CHUNK_LOGITS // self.vocab_size)
+        chunks = zip(x.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
+        nats = [cross_entropy(self.logits(a).float(), y, reduction="none") for a, y in chunks]
+        return -torch.cat(nats).view_as(targets)
 
     def layers(self) -> list[Block]:
         """The blocks, first to last."""

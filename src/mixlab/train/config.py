@@ -221,10 +221,6 @@ class TrainConfig:
         """Rows of `context` tokens in a step: at least 1."""
         return max(1, (self.batch_tokens + context // 2) // context)
 
-    def eval_rows(self, context: int) -> int:
-        """Rows an evaluation scores at once: as many as training has in memory, but no fewer than 32."""
-        return max(32, self.rows(context) // self.accumulate)
-
     def with_horizon(self, **length: float | None) -> TrainConfig:
         """The same run for another length, whatever length it had before; give exactly one of HORIZONS."""
         lengths: dict[str, Any] = dict.fromkeys(HORIZONS) | length

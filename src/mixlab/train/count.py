@@ -15,18 +15,25 @@ from mixlab.train.config import RunConfig
 from mixlab.train.counters import Clock
 from mixlab.train.evaluate import evaluate
 from mixlab.train.files import disk_errors, write_text
-from mixlab.train.folder import RunFolder
+from mixlab.train.folder import Changes, RunFolder
 from mixlab.train.metrics import Line, MetricsLog, cut_back
+from mixlab.train.resuming import identity
 
 # An n-gram needs no window, but a model has one: scored in the same windows, the numbers compare.
 CONTEXT = ModelConfig().context
 
 
-def count(config: RunConfig, folder: RunFolder, dataset: Dataset, report: Callable[[Line], None]) -> Line:
+def count(
+    config: RunConfig,
+    folder: RunFolder,
+    dataset: Dataset,
+    report: Callable[[Line], None],
+    changes: Changes | None = None,
+) -> Line:
     """Count the training text, save, evaluate; returns the summary.
 
     The record has an "eval" and an "end" line, at step 1; there is no "step" line, for a count has no loss
-    on the way. A resumed run counts again: it takes seconds and gives the same.
+    on the way. A resumed run counts again: it takes seconds and gives the same; changes: but for these.
     """
     assert config.ngram is not None
     clock = Clock()
@@ -40,12 +47,16 @@ def count(config: RunConfig, folder: RunFolder, dataset: Dataset, report: Callab
 
     def write(path: Path) -> None:
         model.save(path)
-        write_text(path / checkpoint.SCALARS, json.dumps({"counters": totals}, indent=1) + "\n")
+        scalars = {"counters": totals, **identity(config, dataset.tokenizer)}
+        write_text(path / checkpoint.SCALARS, json.dumps(scalars, indent=1) + "\n")
 
     with disk_errors(f"to {folder.path}"):
         saved = checkpoint.save(folder.checkpoints, 1, write)
         checkpoint.prune(folder.checkpoints, keep=1, best=None)
         log = MetricsLog(folder.metrics)
+        if changes:
+            begun = {"kind": "config", "step": 0, "tokens": 0, "seconds": 0.0, "flops": 0}
+            log.write({**begun, "changes": changes})
         found = evaluate(model, dataset.valid, context=CONTEXT, dtype="float32")
         end = {
             "kind": "end",

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mixlab.errors import UserError
+
 
 def bad_parameter(model: nn.Module) -> str | None:
     """The name of the first parameter that holds a NaN or an infinity, if any does."""
     return next((name for name, p in model.named_parameters() if not bool(p.isfinite().all())), None)
+
+
+def check_finite(model: nn.Module, path: Path) -> None:
+    """UserError if a model that was just loaded from `path` has a parameter that is not finite."""
+    bad = bad_parameter(model)
+    if bad is not None:
+        raise UserError(f"{path} holds a NaN or an infinity in {bad}: use an earlier checkpoint")
 
 
 def bad_gradient(model: nn.Module) -> str | None:

@@ -8,11 +8,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixlab.data import TokenFile, eval_windows
+from mixlab.errors import RunFailed
 from mixlab.model.scorer import Scorer
+from mixlab.train import shortage
 from mixlab.train.precision import autocast, resolve
+
+TOKENS = 8192
+"""Scored at a time. From 1k to 16k the speed was the same, and `torch.inference_mode` gained nothing over
+`no_grad` (LOG.md); a training step of this many has more in memory."""
 
 
 class EvaluationStopped(Exception):
@@ -47,32 +53,38 @@ def evaluate(
     text: TokenFile,
     *,
     context: int,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     dtype: str = "auto",
     stop: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """Score every token of `text` after the first once, in windows of `context` tokens that start afresh.
 
-    A model is put in eval mode for the time being. dtype: as in `TrainConfig`; log-probabilities are
-    float32 and summed in float64 whatever it is. stop: asked before each batch; EvaluationStopped once it
-    says True.
+    A model is put in eval mode for the time being. batch_size: windows at a time, by default those of TOKENS;
+    where memory is short, all begins again with half of them. dtype: as in `TrainConfig`; log-probabilities
+    are float32 and summed in float64 whatever it is. stop: asked before each batch; EvaluationStopped once it
+    says True. RunFailed if memory does not hold even one window.
     """
-    nats = torch.zeros(context, dtype=torch.float64)
-    count = torch.zeros(context, dtype=torch.int64)
+    rows = batch_size or max(1, TOKENS // context)
     module = scorer if isinstance(scorer, nn.Module) else None
     device = next(module.parameters()).device if module is not None else torch.device("cpu")
     training = module is not None and module.training
     if module is not None:
         module.eval()
     try:
-        with torch.no_grad(), autocast(device, resolve(dtype, device)):
-            for inputs, targets in eval_windows(text.tokens, context=context, batch_size=batch_size):
-                if stop is not None and stop():
-                    raise EvaluationStopped
-                scores = scorer.score(inputs.to(device), targets.to(device))  # (B, T)
-                length = scores.shape[1]
-                nats[:length] -= scores.double().sum(0).cpu()
-                count[:length] += scores.shape[0]
+        while True:
+            try:
+                with torch.no_grad(), autocast(device, resolve(dtype, device)):
+                    nats, count = _score(scorer, text, context, rows, device, stop)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not shortage.ran_out(error):
+                    raise
+                if rows == 1:
+                    raise RunFailed(
+                        f"out of memory: not even one window of {context} tokens can be scored"
+                    ) from None
+            shortage.release(device)
+            rows //= 2
     finally:
         if module is not None:
             module.train(training)
@@ -87,3 +99,24 @@ def evaluate(
         bytes=text.num_bytes,
         loss_by_position=(nats[reached] / count[reached]).tolist(),
     )
+
+
+def _score(
+    scorer: Scorer,
+    text: TokenFile,
+    context: int,
+    rows: int,
+    device: torch.device,
+    stop: Callable[[], bool] | None,
+) -> tuple[Tensor, Tensor]:
+    """Nats of the whole text, and how many tokens they are of, by position in the window."""
+    nats = torch.zeros(context, dtype=torch.float64)
+    count = torch.zeros(context, dtype=torch.int64)
+    for inputs, targets in eval_windows(text.tokens, context=context, batch_size=rows):
+        if stop is not None and stop():
+            raise EvaluationStopped
+        scores = scorer.score(inputs.to(device), targets.to(device))  # (B, T)
+        length = scores.shape[1]
+        nats[:length] -= scores.double().sum(0).cpu()
+        count[:length] += scores.shape[0]
+    return nats, count

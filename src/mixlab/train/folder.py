@@ -12,6 +12,7 @@ from typing import Any
 
 from mixlab.config import parse, read_toml, to_mapping, to_toml
 from mixlab.data import Dataset
+from mixlab.data.tokenizer import Tokenizer
 from mixlab.errors import UserError
 from mixlab.imports import check_imported, providers
 from mixlab.train.config import HORIZONS, RunConfig
@@ -25,7 +26,10 @@ except ImportError:  # Windows
 # A resumed run may go on for longer, look more often and keep more; anything else would make it another run.
 LENGTH = tuple(f"train.{name}" for name in HORIZONS)
 LOOKING = ("train.eval_every", "train.watch_every", "train.sinks", "train.sinks_optional")
-MAY_CHANGE = ("name", *LENGTH, *LOOKING, "train.checkpoint")
+MAY_CHANGE = ("name", *LENGTH, *LOOKING, "train.checkpoint", "train.recompute")
+
+Changes = dict[str, tuple[Any, Any]]
+"""Dotted key -> what it was and what it is to be, None where it is not set."""
 
 
 @dataclass(frozen=True)
@@ -114,21 +118,22 @@ class RunFolder:
         except UserError:
             return None  # a part that is missing is then merely unknown
 
-    def check_same(self, config: RunConfig, dataset: Dataset) -> None:
-        """UserError naming what differs, if the run that was begun here had another config or text."""
-        saved = self.read_config()
-        keys = [
-            key for key in differing(to_mapping(saved), to_mapping(config)) if not key.startswith(MAY_CHANGE)
-        ]
-        if keys:
-            raise UserError(
-                f"{self.path} was begun with another config; these keys differ: {', '.join(keys)} "
-                "(only length, evaluations and checkpoints of a run may change when it is resumed)"
-            )
+    def check_same(self, config: RunConfig, dataset: Dataset, *, force: bool = False) -> Changes:
+        """What differs from the config and the text that the run here was begun with.
+
+        UserError if anything does, unless `force`; another tokenizer is an error in any case.
+        """
         facts = read_json(self.data)
+        kept = facts.get("tokenizer")
+        expected = kept.get("hash") if isinstance(kept, Mapping) else None
+        check_tokenizer(dataset.tokenizer, expected, self, self.path)
+        changes = changed(self.read_config(), config)
         for key in ("sha256", "train_tokens", "valid_tokens"):
             if key in facts and facts[key] != dataset.facts.get(key):
-                raise UserError(f"the text is not the one that {self.path} was begun with ({key} differs)")
+                changes[f"text.{key}"] = facts[key], dataset.facts.get(key)
+        if changes and not force:
+            raise refusal(self.path, changes)
+        return changes
 
     def write_start(self, config: RunConfig, dataset: Dataset, environment: Mapping[str, Any]) -> None:
         """Write what says what this run is, the config last, so that a folder with a config is complete.
@@ -152,13 +157,47 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
     return replace(config, model=replace(config.model, vocab_size=dataset.tokenizer.vocab_size), train=train)
 
 
-def differing(old: Any, new: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two nested mappings differ, sorted."""
+def differences(old: Any, new: Any, path: str = "") -> Changes:
+    """Dotted paths at which two nested mappings differ, sorted, and both values."""
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        return [] if old == new else [path]
-    keys = sorted({*old, *new})
-    below = [(f"{path}.{key}" if path else key, old.get(key), new.get(key)) for key in keys]
-    return [found for where, a, b in below for found in differing(a, b, where)]
+        return {} if old == new else {path: (old, new)}
+    found: Changes = {}
+    for key in sorted({*old, *new}):
+        found |= differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    return found
+
+
+def changed(begun: RunConfig, config: RunConfig) -> Changes:
+    """What `config` would make another run of one that was begun with `begun`."""
+    found = differences(to_mapping(begun), to_mapping(config))
+    return {key: both for key, both in found.items() if not key.startswith(MAY_CHANGE)}
+
+
+def refusal(where: Path, changes: Changes) -> UserError:
+    """For a resume that would change what a run is: every difference, and the two ways on."""
+    return UserError(
+        f"{where} was made with another config or text: {listed(changes)}; leave them as they were, or go on "
+        "with the new values by --force-config (only length, evaluations and checkpoints may change without)"
+    )
+
+
+def listed(changes: Changes) -> str:
+    """Each key with both its values."""
+    return ", ".join(f"{key} ({_shown(was)}, now {_shown(now)})" for key, (was, now) in changes.items())
+
+
+def _shown(value: Any) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def check_tokenizer(tokenizer: Tokenizer, expected: str | None, folder: RunFolder, made: Path) -> None:
+    """UserError if a run's tokenizer is not, by its hash, what `made` was made with (None: unknown)."""
+    if expected not in (None, tokenizer.hash):
+        raise UserError(
+            f"{folder.tokenizer} is not the tokenizer that {made} was made with: its tokens would mean other "
+            "text; put the run's own back"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

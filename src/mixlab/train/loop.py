@@ -22,15 +22,16 @@ from mixlab.train.config import RunConfig, TrainConfig
 from mixlab.train.counters import Clock, Counters
 from mixlab.train.evaluate import EvaluationStopped, evaluate
 from mixlab.train.files import disk_errors
-from mixlab.train.folder import RunFolder, resolve
+from mixlab.train.folder import Changes, RunFolder, listed, refusal, resolve
 from mixlab.train.metrics import Line, cut_back
 from mixlab.train.optimizers import Optimizers
 from mixlab.train.precision import resolve as resolve_dtype
 from mixlab.train.record import Record
+from mixlab.train.resuming import afresh, beginnings, changed_since, identity
 from mixlab.train.saver import Saver
 from mixlab.train.sinks import Sinks
 from mixlab.train.state import State
-from mixlab.train.step import Stepper, StepStopped
+from mixlab.train.step import Stepper, StepStopped, damaged
 from mixlab.train.stopping import StopRequest
 from mixlab.train.watch import WatchList
 
@@ -38,11 +39,17 @@ Progress = Callable[[Line], None]
 
 
 def train(
-    config: RunConfig, out: Path | str, *, resume: bool = False, progress: Progress | None = None
+    config: RunConfig,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> Line:
     """Train what `config` says in the folder `out`; returns the record's last line, the summary.
 
     resume: continue the run in `out` from its newest whole checkpoint (from the start if it made none yet).
+    force: resume even if config or text differ from those of the run; the record says what was changed.
     progress: called with every line of metrics.jsonl as it is written, with {"kind": "start", "run",
     "length": {what it is counted in: how much}} before the first, with {"kind": "prepare", ...} while a long
     text is read and encoded (`mixlab.data.corpus.Progress`), and with {"kind": "note", "message"} for what a
@@ -62,8 +69,7 @@ def train(
         folder.check_free()
     dataset = _data(config, folder, resume, report)
     config = resolve(config, dataset)
-    if resume:
-        folder.check_same(config, dataset)
+    changes = folder.check_same(config, dataset, force=force) if resume else {}
     facts = machine.environment(machine.measure())
     length = (
         {} if config.model is None else {config.train.horizon: getattr(config.train, config.train.horizon)}
@@ -78,12 +84,12 @@ def train(
             folder.write_start(config, dataset, facts)
             report(start)
             with report.open(folder.path, 0, to_mapping(config)):
-                return count(config, folder, dataset, report)
+                return count(config, folder, dataset, report, changes)
     with randomness.kept(), randomness.deterministic(config.train.deterministic):
         trainer = Trainer(config, folder, dataset, report)  # first: a part that does not fit leaves no folder
         with folder.locked():
             if resume:
-                trainer.resume(folder.read_config().train)
+                trainer.resume(folder.read_config().train, changes, force=force)
             else:
                 folder.check_free()  # again, now that no other process can take it
             folder.write_start(config, dataset, facts)
@@ -118,6 +124,7 @@ class Trainer:
         self.folder, self.report, self.valid = folder, report, dataset.valid
         self.config, self.context = config.train, config.model.context
         piped = " with the same text on standard input" if "-" in config.data.sources else ""
+        self.run_config, self.tokenizer, self.changes = config, dataset.tokenizer, Changes()
         self.resume_command = f"mixlab train --resume {folder.path}{piped}"
         self.device = machine.default_device()
         self.bfloat16 = resolve_dtype(self.config.dtype, self.device)
@@ -153,6 +160,8 @@ class Trainer:
         with disk_errors(f"to {self.folder.path}", failure=UserError):
             self.record.open()
         with contextlib.closing(self.record), self.saver:
+            if self.changes:
+                self.record.write({**self.totals("config"), "changes": self.changes})
             try:
                 with self.stop, disk_errors(f"to {self.folder.path}"):
                     self.loop()
@@ -251,11 +260,11 @@ class Trainer:
             return
         self.saver.wait()
         dtype = "bfloat16" if self.bfloat16 else "float32"
-        rows = self.config.eval_rows(self.context)
         with self.clock.paused(), self.state.averaged(), contextlib.suppress(EvaluationStopped):
-            found = evaluate(
-                self.model, self.valid, context=self.context, batch_size=rows, dtype=dtype, stop=self.stop
-            )
+            try:
+                found = evaluate(self.model, self.valid, context=self.context, dtype=dtype, stop=self.stop)
+            except UserError as error:
+                raise damaged(self.valid.tokens, "an evaluation", error) from None
             self.record.write({**self.totals("eval"), **found.line()})
             self.saver.prune()
 
@@ -300,10 +309,15 @@ class Trainer:
                     f"parameter {bad} is not finite after step {self.done.step}, which is not saved"
                 )
             with self.state.averaged():
-                self.saver.save(self.done.step, *self.state.contents())
+                tensors, scalars = self.state.contents()
+                self.saver.save(self.done.step, tensors, scalars | identity(self.run_config, self.tokenizer))
 
-    def resume(self, before: TrainConfig) -> None:
-        """Put back the newest whole checkpoint and cut the record back to it; `before` is what it ran by."""
+    def resume(self, before: TrainConfig, changes: Changes, *, force: bool) -> None:
+        """Put back the newest whole checkpoint and cut the record back to it.
+
+        before: what the folder says it ran by. changes: what is not as there; the checkpoint itself may say
+        more. UserError for these unless `force`, and for what does not fit the checkpoint in any case.
+        """
         with disk_errors(f"to {self.folder.path}", failure=UserError):
             checkpoint.sweep(self.folder.checkpoints)
         found = checkpoint.list_checkpoints(self.folder.checkpoints)
@@ -312,7 +326,11 @@ class Trainer:
             whole = checkpoint.first_whole(found, self.note)
             early = whole / checkpoint.RECORD
             self.saver.continue_from(whole)
-            self.state.load(whole)
+            changes = changes | changed_since(whole, self.folder, self.run_config, self.tokenizer)
+            if changes and not force:
+                raise refusal(whole, changes)
+            self.state.load(whole, afresh=afresh(changes))
+            diagnose.check_finite(self.model, whole)
             self.stepper.count_flops()
         else:
             self.note(f"{self.folder.path} has no checkpoint yet: starting from the first step")
@@ -322,6 +340,9 @@ class Trainer:
                 checkpoint.set_aside(damaged)
             cut_back(self.folder.metrics, self.done.step, early)
         self.record.recall()
+        self.changes = changes
+        if changes:
+            self.note(f"going on with another config: {listed(changes)}{beginnings(changes)}")
 
     def check_length(self, before: TrainConfig) -> None:
         """UserError if the run is resumed for a length that it has already passed."""

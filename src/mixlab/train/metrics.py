@@ -11,6 +11,7 @@ Every line has `kind` and the totals since the run's first step:
 kind "step", one a step:
 
     loss                 mean nats a token over the whole batch: all micro-batches, all processes
+    z_loss, label_smoothing   what each adds to the loss that is minimised, where it is on
     lr                   the schedule's learning rate
     learning_rates       "RULE/ROLE" -> what these parameters were updated with; "RULE/ROLE x0.5": those of
                          the role that learn at half of its rate
@@ -40,6 +41,10 @@ kind "eval":
     bits_per_byte        nats of the whole validation text / ln 2 / its bytes
     nats_per_token, perplexity
     loss_by_position     mean nats of the tokens after 1, 2, ... tokens of context
+
+kind "config", where a run was resumed with another config by force:
+
+    changes              dotted key -> [what it was, what it is from here on]
 
 kind "end", the last: status "done", "stopped" or "failed", message, parameters, dtype, checkpoint; loss,
 bits_per_byte: the last; best_bits_per_byte, best_step; tokens_per_second over the whole; peak_memory_bytes.
@@ -115,14 +120,14 @@ def cut_back(path: Path, step: int, early: Path | None = None) -> None:
     """Drop what was written after `step`, and any end, so that a resumed run continues the record.
 
     early: the record as it was when the checkpoint of `step` was made, which holds even if the file at
-    `path` is lost; of that one only the evaluation made just after the checkpoint is then taken.
+    `path` is lost; of that one only what was written just after the checkpoint is then taken:
+    its evaluation, and a change of the config.
     """
     lines = [line for line in read_metrics(path) if line["kind"] != "end" and line["step"] <= step]
     kept = lines if early is None else read_metrics(early)
     if early is not None:
-        kept += [
-            line for line in lines if (line["kind"], line["step"]) == ("eval", step) and line not in kept
-        ]
+        later = [line for line in lines if line["kind"] in ("eval", "config") and line["step"] == step]
+        kept += [line for line in later if line not in kept]
     write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
 
 

@@ -14,11 +14,11 @@ from mixlab.data.tokenizer import Tokenizer
 from mixlab.errors import UserError
 from mixlab.model.language_model import LanguageModel, build_model
 from mixlab.model.ngram import NGram
-from mixlab.train import checkpoint, machine
+from mixlab.train import checkpoint, diagnose, machine
 from mixlab.train.config import RunConfig
 from mixlab.train.count import CONTEXT
 from mixlab.train.evaluate import Evaluation, evaluate
-from mixlab.train.folder import RunFolder
+from mixlab.train.folder import RunFolder, check_tokenizer, read_json
 from mixlab.train.metrics import best_step
 
 Notes = Callable[[str], None]
@@ -50,6 +50,7 @@ class Run:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten: leave no trace
             model = build_model(self.config.model)
         checkpoint.load_model(model, self.checkpoint / checkpoint.MODEL)
+        diagnose.check_finite(model, self.checkpoint)
         try:
             return model.to(device).eval()
         except (RuntimeError, AssertionError) as error:  # the latter: a torch without CUDA
@@ -59,19 +60,13 @@ class Run:
     def evaluate(self, text: TokenFile) -> Evaluation:
         """How well the checkpoint predicts a text, scored as its training scores the validation text.
 
-        That is with the run's context, batches and `train.dtype`, on the GPU if there is one: of the same
+        That is with the run's context and `train.dtype`, on the GPU if there is one: of the same
         text it gives the same numbers on the same machine.
         """
         if self.config.model is None:
             return evaluate(self.load(), text, context=self.context, dtype="float32")
-        train, device = self.config.train, machine.default_device()
-        return evaluate(
-            self.load(device),
-            text,
-            context=self.context,
-            batch_size=train.eval_rows(self.context),
-            dtype=train.dtype,
-        )
+        scorer = self.load(machine.default_device())
+        return evaluate(scorer, text, context=self.context, dtype=self.config.train.dtype)
 
 
 def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:
@@ -97,7 +92,10 @@ def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:
         chosen = path
     else:
         chosen = checkpoint.first_whole(_by_merit(folder), notes or _warn)
-    return Run(folder.path, config, load_tokenizer(folder.path), chosen)
+    tokenizer = load_tokenizer(folder.path)
+    expected = read_json(chosen / checkpoint.SCALARS).get("tokenizer")
+    check_tokenizer(tokenizer, expected, folder, chosen)
+    return Run(folder.path, config, tokenizer, chosen)
 
 
 def load(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,9 @@ class State:
         }
         return tensors, {"counters": asdict(self.done), "optimizers": remembered, **scalars}
 
-    def load(self, path: Path) -> None:
-        """Put back the `contents` that are in a checkpoint's folder."""
+    def load(self, path: Path, *, afresh: Collection[str] = ()) -> None:
+        """Put back the `contents` that are in a checkpoint's folder, but for "optimizer" and "batches" where
+        these are to begin afresh."""
         checkpoint.load_model(self.model, path / checkpoint.MODEL)
         tensors = checkpoint.load_tensors(path / checkpoint.TENSORS)
         scalars = read_json(path / checkpoint.SCALARS)
@@ -85,10 +86,13 @@ class State:
         self._load_average(tensors)
         self._load_training_only(tensors)
         kept = {name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()}
-        self.optimizers.load_state_dict(kept, scalars.get("optimizers", {}))
+        if "optimizer" not in afresh:
+            self.optimizers.load_state_dict(kept, scalars.get("optimizers", {}))
         saved = Counters(**scalars["counters"])
         for field in fields(Counters):
             setattr(self.done, field.name, getattr(saved, field.name))
+        if "batches" in afresh:
+            scalars["batches"] = self.batches.state_dict()
         self.rewind((random, scalars))
 
     @torch.no_grad()

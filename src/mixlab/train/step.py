@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mixlab.data.batches import Pair
-from mixlab.errors import RunFailed
+from mixlab.errors import RunFailed, UserError
 from mixlab.train import diagnose, shortage
 from mixlab.train.config import TrainConfig
 from mixlab.train.meters import Update, mean_over_ranks
@@ -69,7 +69,7 @@ class Stepper:
     @property
     def micro_batches(self) -> int:
         """Into how many a batch is cut: as the config says, or more since memory ran out."""
-        return max(self.config.accumulate, self.state.done.micro_batches)
+        return max(self.config.accumulate, min(self.rows, self.state.done.micro_batches))
 
     def take(self, fraction: float, *, measured: bool = False) -> Taken:
         """One update from one batch, `fraction` of the horizon being done half-way through it.
@@ -117,6 +117,8 @@ class Stepper:
             except StepStopped:
                 self.state.rewind(before)
                 raise
+            except UserError as error:
+                raise damaged(self.state.batches.tokens, f"step {self.state.done.step + 1}", error) from None
             except (RuntimeError, MemoryError) as error:
                 if not shortage.ran_out(error):
                     raise
@@ -200,6 +202,15 @@ class Stepper:
         where = diagnose.explain(self.state.model, lambda: self.loss(inputs, targets))
         lr = self.config.optimizer.lr
         return f"{what} at step {self.state.done.step + 1}: {where}; try a train.optimizer.lr below {lr:g}"
+
+
+def damaged(tokens: Any, where: str, error: UserError) -> RunFailed:
+    """For token ids, made by the trainer itself, that a model refuses: what to do about it."""
+    file = getattr(tokens, "filename", None)
+    return RunFailed(
+        f"{error} at {where}: the tokens{f' in {file}' if file else ''} were damaged after they had been "
+        "checked; a resume makes them anew"
+    )
 
 
 class FurtherPasses:
