@@ -7,6 +7,7 @@ predicted once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -129,15 +130,19 @@ class _Base:
 
     def save(self, directory: Path | str) -> None:
         """Write `tokenizer.json` into `directory`, at once: a run is killed at any moment, and resumed."""
-        temporary = Path(directory, f".{FILE_NAME}.{os.getpid()}.tmp")
+        target, temporary = Path(directory, FILE_NAME), Path(directory, f".{FILE_NAME}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
                 file.write(_canonical(self.to_json()))
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(Path(directory, FILE_NAME))
+            temporary.replace(target)
+        except OSError as error:
+            error.filename, error.filename2 = str(target), None
+            raise
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone, or never made
+                temporary.unlink()
 
 
 class ByteTokenizer(_Base):
