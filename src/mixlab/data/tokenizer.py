@@ -138,8 +138,7 @@ class _Base:
                 os.fsync(file.fileno())
             temporary.replace(target)
         except OSError as error:
-            error.filename, error.filename2 = str(target), None
-            raise
+            raise OSError(error.errno, error.strerror, str(target)) from None
         finally:
             with contextlib.suppress(OSError):  # gone, or never made
                 temporary.unlink()
