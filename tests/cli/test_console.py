@@ -74,7 +74,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_live_view_and_a_dumb_one_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     stream = Terminal()
@@ -83,8 +83,14 @@ def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
         progress(step(10))
     shown = stream.getvalue()
     assert "gru [2]" in shown
-    assert "step 10  loss 2.000 nats" in shown
+    assert "2.000 nats" in shown
+    assert "step 10" in shown
     assert "100%" in shown
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with Progress("gru", tenths, stream=stream) as progress:
+        progress(step(1))
+    assert stream.getvalue() == "gru   10%  step 1  loss 2.000 nats  3.0k tokens/s\n"
 
 
 def test_numbers_are_short_and_right() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -299,3 +300,25 @@ def test_force_is_for_a_resume_and_an_ngram_has_no_length(mixlab: Command, runs:
     assert (done.status, "counts its text once: leave out --steps" in done.err) == (2, True)
     again = mixlab("train", "--resume", runs / "ngram")
     assert again.status == 0
+
+
+def test_sinks_are_chosen_on_the_command_line_also_for_a_resume(
+    mixlab: Command, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mixlab.config import read_toml
+    from mixlab.train import sinks
+
+    asked: list[str] = []
+    monkeypatch.setattr(sinks, "check", lambda name: asked.append(name))
+    monkeypatch.setattr(sinks.Sinks, "open", lambda self, *start: contextlib.nullcontext())
+    train = ["train", runs / "text.txt", "--preset", "gru", "--steps", "2", "--out", "run", *settings()]
+    assert mixlab(*train, "--sink", "wandb", "--sink", "tensorboard").status == 0
+    assert asked == ["wandb", "tensorboard"]
+    assert read_toml("run/config.toml")["train"]["sinks"] == asked
+    assert mixlab("train", "--resume", "run", "--steps", "3").status == 0
+    assert asked == ["wandb", "tensorboard"] * 2
+    again = ["train", "--resume", "run", "--steps", "4", "--sink", "trackio", "--sinks-optional"]
+    assert mixlab(*again).status == 0
+    assert asked[4:] == ["trackio"]
+    saved = read_toml("run/config.toml")["train"]
+    assert (saved["sinks"], saved["sinks_optional"]) == (["trackio"], True)

@@ -60,7 +60,7 @@ class ComparisonProgress(Progress):
             if status == "kept":
                 self.began = None  # what an earlier command did says nothing of the pace of this one
         if self.live is not None:
-            self.live.update(0, description=self.label, completed=self.overall({}), facts="")
+            self.live.clear(self.label, self.overall({}))
 
     def overall(self, line: Mapping[str, Any]) -> float:
         """How much of the whole is done, by a line of the current run."""
@@ -71,14 +71,14 @@ class ComparisonProgress(Progress):
     def say(self, sentence: str) -> None:
         """A line of its own, above the bar where there is one."""
         if self.live is not None:
-            self.live.console.print(sentence, markup=False, highlight=False)
+            self.live.say(sentence)
         else:
             print(sentence, file=self.stream, flush=True)
 
-    def _facts(self) -> str:
-        """As for one run; the time left is the whole comparison's."""
-        facts = super()._facts()
-        return f"{facts} for all" if facts.endswith(" left") else facts
+    def _left(self) -> str:
+        """The whole comparison's."""
+        left = super()._left()
+        return left and f"{left} for all"
 
 
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -81,8 +82,10 @@ class Progress:
         self.stages: Any = None
 
     def __enter__(self) -> Progress:
-        if self.stream.isatty():
-            self.live = live_line(self.stream, self.label)
+        if is_terminal(self.stream):
+            from mixlab.cli.live import View
+
+            self.live = View(self.stream, self.label)
             self.live.start()
         return self
 
@@ -100,6 +103,8 @@ class Progress:
             note(line["message"])
         if line.get("kind") == "prepare":
             self._prepare(line)
+        if line.get("kind") == "watch" and self.live is not None:
+            self.live.take(line, self.done, self._left())
         if line.get("kind") not in ("step", "eval"):
             return
         self.shown |= line
@@ -108,7 +113,7 @@ class Progress:
         if self.began is None:
             self.began = (self.now(), self.done)
         if self.live is not None:
-            self.live.update(0, completed=self.done, facts=self._facts())
+            self.live.take(line, self.done, self._left())
         elif self.now() - self.last_shown >= QUIET_SECONDS:
             self.last_shown = self.now()
             self._plain()
@@ -121,7 +126,7 @@ class Progress:
             self.stages, self.last_shown = Stages(self.now), self.now()
         shown = self.stages(line)
         if self.live is not None:
-            self.live.update(0, completed=shown.fraction, facts=shown.facts)
+            self.live.prepare(shown.fraction, shown.facts)
         elif self.now() - self.last_shown >= QUIET_SECONDS:
             self.last_shown = self.now()
             print(f"{self.label}  {shown.facts}", file=self.stream, flush=True)
@@ -139,9 +144,13 @@ class Progress:
             facts.append(f"valid {self.shown['bits_per_byte']:.3f} bits/byte")
         if self.shown.get("tokens_per_second"):
             facts.append(f"{short(self.shown['tokens_per_second'])} tokens/s")
-        if (left := self._seconds_left()) is not None:
-            facts.append(f"{clock(left)} left")
+        if left := self._left():
+            facts.append(left)
         return "  ".join(facts)
+
+    def _left(self) -> str:
+        seconds = self._seconds_left()
+        return "" if seconds is None else f"{clock(seconds)} left"
 
     def _seconds_left(self) -> float | None:
         """By the pace since the first line: a resumed run did not do its beginning in this time."""
@@ -149,6 +158,11 @@ class Progress:
             return None
         pace = (self.now() - self.began[0]) / (self.done - self.began[1])
         return pace * (1.0 - self.done)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether what was printed there can be drawn over."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def live_line(stream: TextIO, label: str) -> Any:

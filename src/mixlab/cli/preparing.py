@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TextIO
 
-from mixlab.cli.console import QUIET_SECONDS, clock, live_line, short
+from mixlab.cli.console import QUIET_SECONDS, clock, is_terminal, live_line, short
 
 
 class Shown(NamedTuple):
@@ -68,7 +68,7 @@ class Preparing:
             self.live.update(0, completed=shown.fraction, facts=shown.facts)
         elif self.now() - self.last_shown >= QUIET_SECONDS:
             self.last_shown = self.now()
-            if self.stream.isatty():
+            if is_terminal(self.stream):
                 self.live = live_line(self.stream, "preparing")
                 self.live.start()
             else:
