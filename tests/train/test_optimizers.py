@@ -243,6 +243,9 @@ class Half(nn.Module):
     def lr_scales(self):
         return {}
 
+    def width_ratios(self):
+        return {}
+
 
 @pytest.mark.parametrize(
     ("roles", "says"),
@@ -261,7 +264,7 @@ def test_muon_updates_are_of_the_size_of_adamws():
     size, lr = 64, 0.1
     model = nn.Module()
     model.w = nn.Parameter(torch.zeros(size, size))
-    model.parameter_roles, model.lr_scales = lambda: {"w": "matrix"}, dict
+    model.parameter_roles, model.lr_scales, model.width_ratios = lambda: {"w": "matrix"}, dict, dict
     optimizers = Optimizers(model, OptimizerConfig(kind="muon", lr=lr, weight_decay=0.0))
     model.w.grad = torch.randn(size, size)
     optimizers.step(NoPasses())
@@ -354,6 +357,9 @@ class Quadratic(nn.Module):
         return {"p": "gain"}
 
     def lr_scales(self):
+        return {}
+
+    def width_ratios(self):
         return {}
 
     def again(self):

@@ -28,7 +28,9 @@ class ModelConfig:
     tied: whether the head shares the embedding's weights; untied by default, as the table is small for
     bytes. embedding_norm: a norm between embedding and blocks (RWKV). embedding_scale: factor on the
     embedding (Gemma and Griffin: sqrt(D)). dropout: after each mixer and the embedding. logit_softcap:
-    c in c tanh(logits / c); 0 is off.
+    c in c tanh(logits / c); 0 is off. mup_base_dim: the width that learning rates were tuned at, from which
+    init, learning rates, attention and logits follow the width (Yang et al. 2022, Tensor Programs V); 0 is
+    off.
     """
 
     vocab_size: int = 256
@@ -44,6 +46,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
     dropout: float = 0.0
     logit_softcap: float = 0.0
+    mup_base_dim: int = 0
 
     def validate(self) -> ModelConfig:
         """Return self; raises UserError naming the key that is out of range or the part that is unknown."""
@@ -54,6 +57,8 @@ class ModelConfig:
             raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
         if self.logit_softcap < 0:
             raise UserError(f"model.logit_softcap must be 0 (off) or positive, got {self.logit_softcap}")
+        if self.mup_base_dim < 0:
+            raise UserError(f"model.mup_base_dim must be 0 (off) or a width, got {self.mup_base_dim}")
         for kind in PER_BLOCK:
             self.pattern(kind)
         for kind in PER_MODEL:

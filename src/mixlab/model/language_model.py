@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -48,7 +49,10 @@ class LanguageModel(nn.Module):
         self.recompute = False
         self.config = config.validate()
         self.vocab_size = config.vocab_size
-        place = Place(dim=config.dim, context=config.context, depth=config.depth)
+        place = Place(
+            dim=config.dim, context=config.context, depth=config.depth, base_dim=config.mup_base_dim
+        )
+        self.widening = place.widening
         norm, position = config.choice("norm"), config.choice("position")
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.embedding_norm: Norm | None = build("norm", norm, place) if config.embedding_norm else None
@@ -61,13 +65,7 @@ class LanguageModel(nn.Module):
                 temporal,
                 feature,
                 norm,
-                Place(
-                    dim=config.dim,
-                    depth=config.depth,
-                    layer=layer,
-                    context=config.context,
-                    position=position,
-                ),
+                replace(place, layer=layer, position=position),
                 config.dropout,
             )
             for layer, (temporal, feature) in enumerate(pairs)
@@ -150,8 +148,8 @@ class LanguageModel(nn.Module):
         return index if state is None else index + int(state.length)
 
     def logits(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
-        """The head, with its soft cap if one is set."""
-        logits = self.head(x)
+        """The head, divided by the widening (Yang et al. 2022, table 8), with its soft cap if one is set."""
+        logits = self.head(x if self.widening == 1 else x / self.widening)
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits.float() / cap) if cap else logits
 
@@ -283,6 +281,24 @@ class LanguageModel(nn.Module):
             for name, scale in component.lr_scales().items()
         }
 
+    def width_ratios(self) -> dict[str, tuple[float, float]]:
+        """Name -> fan-in and fan-out, each over that at the base width, by the last two axes; of a vector 1
+        and its length. Empty where scales do not follow the width.
+
+        UserError if the model cannot be built at its base width.
+        """
+        if not self.config.mup_base_dim:
+            return {}
+        try:
+            with torch.device("meta"):  # shapes are enough: nothing is allocated
+                base = LanguageModel(replace(self.config, dim=self.config.mup_base_dim))
+                base.set_progress(0.0)
+        except UserError as error:
+            raise UserError(f"model.mup_base_dim: no model of that width: {error}") from None
+        small = {name: _fans(p) for name, p in base.named_parameters()}
+        large = {name: _fans(p) for name, p in self.named_parameters()}
+        return {name: (i / small[name][0], o / small[name][1]) for name, (i, o) in large.items()}
+
     def _named_components(self) -> Iterator[tuple[str, Component]]:
         """`components()` by their names in `named_modules()`."""
         own = {id(module): name for name, module in self.named_modules()}
@@ -318,6 +334,11 @@ def _run(block: Block, x: Tensor, segment: Tensor | None, carry: dict[str, Tenso
     carry = dict(carry)
     x, _ = block(x, None, segment=segment, carry=carry)
     return x, carry
+
+
+def _fans(parameter: Tensor) -> tuple[int, int]:
+    """Fan-in and fan-out; a vector is read by a constant."""
+    return (1, parameter.numel()) if parameter.ndim < 2 else (parameter.shape[-1], parameter.shape[-2])
 
 
 def build_model(config: ModelConfig | Mapping[str, Any] | str | Any) -> LanguageModel:

@@ -51,7 +51,8 @@ class Place:
     """Where a component stands. The parent computes it, so that no part asks which layer it is.
 
     dim: model width D. depth, layer: blocks in the model, and this block's index from 0.
-    context: the T the model trains at. position: the model's position scheme, if it has one.
+    context: the T the model trains at. position: the model's position scheme, if it has one. base_dim: the
+    width that the model's scales were chosen at, 0 if they do not follow the width.
     """
 
     dim: int
@@ -59,6 +60,18 @@ class Place:
     layer: int = 0
     context: int = 256
     position: Choice | None = None
+    base_dim: int = 0
+
+    @property
+    def widening(self) -> float:
+        """D over the width that scales were chosen at; 1 if they do not follow the width."""
+        return self.dim / self.base_dim if self.base_dim else 1.0
+
+    def std(self, std: float) -> float:
+        """The standard deviation of weights that read channels of the model, where `std` was chosen at one
+        width: in 1 / sqrt(fan-in) from there (Yang et al. 2022, Tensor Programs V, table 8, hidden weights).
+        """
+        return std * self.widening**-0.5
 
     @property
     def residual_scale(self) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import SGD, Adafactor, Adam, AdamW, Muon, Optimizer
 
 from mixlab.errors import UserError
-from mixlab.train import machine
+from mixlab.train import machine, width
 from mixlab.train.muon import FullPrecisionMuon
 
 PACKAGE = "pytorch_optimizer"
@@ -77,7 +77,8 @@ class Kind:
     parameter groups. matrices: it is for the 2-D matrices inside the blocks, and AdamW takes the rest.
     drive: makes a step. asks: what that costs besides a gradient, in words. work: FLOPs of a step over those
     of a gradient, by the options. averages: it keeps the parameters that count apart from those it trains,
-    with train() and eval() to change over. refused: why it cannot be used.
+    with train() and eval() to change over. width: how its rate follows the width; None if that is not known.
+    refused: why it cannot be used.
     """
 
     load: Callable[[], type[Optimizer]]
@@ -89,6 +90,7 @@ class Kind:
     asks: str = ""
     work: Callable[[Mapping[str, Any]], float] = lambda options: 1.0
     averages: bool = False
+    width: width.Rule | None = None
     refused: str = ""
 
     @property
@@ -120,30 +122,39 @@ def _muon() -> type[Optimizer]:
 # foreach's time on a CPU. match_rms_adamw scales an update of spectral norm 1 to the root mean square of
 # AdamW's (about 0.2), so that learning rate and decay carry over (Liu et al. 2025, arXiv 2502.16982, 2.2).
 KINDS: Mapping[str, Kind] = {
-    "sgd": Kind(load=lambda: SGD, knobs={"weight_decay": 0.0}, fixed={"fused": True}),
-    "momentum": Kind(load=lambda: SGD, knobs={"weight_decay": 0.0, "momentum": 0.9}, fixed={"fused": True}),
+    "sgd": Kind(load=lambda: SGD, knobs={"weight_decay": 0.0}, fixed={"fused": True}, width=width.sgd),
+    "momentum": Kind(
+        load=lambda: SGD,
+        knobs={"weight_decay": 0.0, "momentum": 0.9},
+        fixed={"fused": True},
+        width=width.sgd,
+    ),
     "nesterov": Kind(
         load=lambda: SGD,
         knobs={"weight_decay": 0.0, "momentum": 0.9},
         fixed={"fused": True, "nesterov": True},
+        width=width.sgd,
     ),
     "adam": Kind(
         load=lambda: Adam,
         knobs={"weight_decay": 0.0, "betas": (0.9, 0.95), "eps": 1e-8},
         fixed={"fused": True},
+        width=width.adam,
     ),
     "adamw": Kind(
         load=lambda: AdamW,
         knobs={"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8},
         fixed={"fused": True},
+        width=width.adam,
     ),
     "muon": Kind(
         load=_muon,
         knobs={"weight_decay": 0.1, "momentum": 0.95},  # Jordan et al. 2024
         fixed={"adjust_lr_fn": "match_rms_adamw"},
+        width=width.muon,
         matrices=True,
     ),
-    "adafactor": Kind(load=lambda: Adafactor, knobs={"weight_decay": 0.0}),
+    "adafactor": Kind(load=lambda: Adafactor, knobs={"weight_decay": 0.0}, width=width.relative),
 }
 
 _MATRICES = {"matrices": True, "knobs": {"weight_decay": 0.1}}
@@ -164,7 +175,9 @@ PACKAGED: Mapping[str, Mapping[str, Any]] = {
         _MATRICES,
     ),
     "Shampoo": {**_MATRICES, "fixed": {"weight_decouple": True}},
-    **dict.fromkeys(("ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam"), _AVERAGES),
+    **dict.fromkeys(("ScheduleFreeSGD", "ScheduleFreeRAdam"), _AVERAGES),
+    "ScheduleFreeAdamW": {**_AVERAGES, "width": width.adam},
+    "Lion": {"width": width.adam},
     "SAM": {
         "fixed": {"base_optimizer": AdamW, "fused": True},
         "knobs": KINDS["adamw"].knobs,

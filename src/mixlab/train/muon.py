@@ -47,7 +47,7 @@ def orthogonalised(
     return x if wide is matrix else x.T
 
 
-def scale(rule: str | None, rows: int, columns: int) -> float:
+def scale(rule: str | None, rows: float, columns: float) -> float:
     """What torch multiplies the learning rate by: Jordan's, or for the size of AdamW's updates (kinds.py)."""
     if rule == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))

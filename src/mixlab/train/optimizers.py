@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mixlab.errors import UserError
 from mixlab.train import kinds
 from mixlab.train.config import ROLES, OptimizerConfig
 from mixlab.train.kinds import Passes
 from mixlab.train.memory import Memory, Tensors
 from mixlab.train.trial import prove
+from mixlab.train.width import Shape, shape_of
 
 # Decay pulls towards zero what multiplies a stream of activations. A gain is meant to be near one, an
 # embedding row is touched only when its token occurs, and a recurrence's decays and biases set a memory's
@@ -49,18 +51,33 @@ def assign(model: nn.Module, config: OptimizerConfig) -> dict[str, Group]:
     if strange:
         raise RuntimeError(f"unknown parameter roles: {', '.join(strange)}")
     kind, decay = kinds.find(config.kind), config.settings().get("weight_decay", 0.0)
+    ratios: Mapping[str, tuple[float, float]] = model.width_ratios()  # type: ignore[operator]
     plan = {}
     for name, parameter in named.items():
         role = roles[name]
         # A matrix that is not stored in two dimensions (a convolution, blocks) is none to these rules.
         left = kind.matrices and not (role == "matrix" and parameter.ndim == 2)
+        rule = REST if left else config.kind
+        factor = _width_factor(rule, shape_of(parameter, role, ratios[name])) if ratios else 1.0
         plan[name] = Group(
-            rule=REST if left else config.kind,
+            rule=rule,
             role=role,
-            lr_scale=scales.get(name, 1.0) * config.lr_scale.get(role, 1.0),
-            decay=config.decay.get(role, decay if role in DECAYING else 0.0),
+            lr_scale=scales.get(name, 1.0) * config.lr_scale.get(role, 1.0) * factor,
+            # What decays in a step, rate times decay, stays as it was tuned.
+            decay=config.decay.get(role, decay if role in DECAYING else 0.0) / factor,
         )
     return plan
+
+
+def _width_factor(rule: str, shape: Shape) -> float:
+    follows = kinds.find(rule).width
+    if follows is None:
+        known = ", ".join(name for name, kind in kinds.KINDS.items() if kind.width)
+        raise UserError(
+            f"model.mup_base_dim: how the learning rate of {rule} follows the width is not known; "
+            f"choose a kind for which it is ({known}), or set it to 0"
+        )
+    return follows(shape)
 
 
 class Optimizers:

@@ -38,9 +38,9 @@ class Gated(FeatureMix):
     def reset_parameters(self) -> None:
         """N(0, 0.02); the projection that writes to the residual stream divided by sqrt(2N) (GPT-2). Biases
         at zero."""
-        init_linear(self.gate, 0.02)
-        init_linear(self.up, 0.02)
-        init_linear(self.down, 0.02 * self.place.residual_scale)
+        init_linear(self.gate, self.place.std(0.02))
+        init_linear(self.up, self.place.std(0.02))
+        init_linear(self.down, self.place.std(0.02) * self.place.residual_scale)
 
     def parameter_count(self) -> int:
         """3 D F, and 2 F + D for the biases."""

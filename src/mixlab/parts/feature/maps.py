@@ -29,8 +29,8 @@ class Map(nn.Module):
         self.register_parameter("guide", None)
         self.alpha = 0.0
 
-    def reset(self, scale: float) -> None:
-        """Draw the weights; `scale` multiplies the map as a whole."""
+    def reset(self, scale: float, std: float = DENSE_STD) -> None:
+        """Draw the weights; `scale` multiplies the map as a whole. std: of a dense map's weights."""
         raise NotImplementedError
 
     def parameter_count(self) -> int:
@@ -82,9 +82,9 @@ class DenseMap(Map):
         super().__init__(inputs, outputs)
         self.whole = nn.Linear(inputs, outputs, bias=False)
 
-    def reset(self, scale: float) -> None:
-        """N(0, 0.02)."""
-        init_linear(self.whole, DENSE_STD * scale)
+    def reset(self, scale: float, std: float = DENSE_STD) -> None:
+        """N(0, std)."""
+        init_linear(self.whole, std * scale)
 
     def parameter_count(self) -> int:
         """M N."""
@@ -105,10 +105,10 @@ class LowRankMap(Map):
         self.u = nn.Linear(rank, outputs, bias=False)
 
     @torch.no_grad()
-    def reset(self, scale: float) -> None:
+    def reset(self, scale: float, std: float = DENSE_STD) -> None:
         """The best approximation of rank R to a dense draw, its singular values shared evenly by U and V."""
         dense = torch.empty(self.outputs, self.inputs, device=self.u.weight.device)
-        nn.init.normal_(dense, std=DENSE_STD * scale)
+        nn.init.normal_(dense, std=std * scale)
         left, values, right = torch.linalg.svd(dense, full_matrices=False)
         root = values[: self.rank].sqrt()
         self.u.weight.copy_(left[:, : self.rank] * root)
@@ -153,8 +153,8 @@ class BlockDenseMap(Map):
         self.v = BlockDiagonal(inputs, rank, blocks)
         self.u = nn.Linear(rank, outputs, bias=False)
 
-    def reset(self, scale: float) -> None:
-        """Both orthogonal."""
+    def reset(self, scale: float, std: float = DENSE_STD) -> None:
+        """Both orthogonal, at any width."""
         self.v.reset(1.0)
         nn.init.orthogonal_(self.u.weight, scale)
 
@@ -176,8 +176,8 @@ class BlockShuffleMap(Map):
         self.v = BlockDiagonal(inputs, self.waist, blocks)
         self.u = BlockDiagonal(self.waist, outputs, blocks)
 
-    def reset(self, scale: float) -> None:
-        """Both orthogonal."""
+    def reset(self, scale: float, std: float = DENSE_STD) -> None:
+        """Both orthogonal, at any width."""
         self.v.reset(1.0)
         self.u.reset(scale)
 

@@ -56,8 +56,8 @@ class MLP(FeatureMix):
     def reset_parameters(self) -> None:
         """N(0, 0.02); the projection that writes to the residual stream divided by sqrt(2N) (GPT-2). Biases
         at zero."""
-        init_linear(self.up, 0.02)
-        init_linear(self.down, 0.02 * self.place.residual_scale)
+        init_linear(self.up, self.place.std(0.02))
+        init_linear(self.down, self.place.std(0.02) * self.place.residual_scale)
 
     def parameter_count(self) -> int:
         """2 D F, and F + D for the biases."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mixlab.errors import UserError, near_divisors
 from mixlab.parts.contract import Place, Split, Watched, register
-from mixlab.parts.feature.maps import BlockDenseMap, BlockShuffleMap, DenseMap, LowRankMap, Map
+from mixlab.parts.feature.maps import DENSE_STD, BlockDenseMap, BlockShuffleMap, DenseMap, LowRankMap, Map
 from mixlab.parts.feature.mlp import FeatureMix, hidden_width
 
 RANK_MULTIPLE = 4
@@ -55,8 +55,9 @@ class Structured(FeatureMix):
 
     def reset_parameters(self) -> None:
         """The map's own; what writes to the residual stream is divided by sqrt(2N), as in the other parts."""
-        self.up.reset(1.0)
-        self.down.reset(self.place.residual_scale)
+        std = self.place.std(DENSE_STD)
+        self.up.reset(1.0, std)
+        self.down.reset(self.place.residual_scale, std)
 
     def parameter_count(self) -> int:
         """Both maps, without their guides."""

@@ -100,9 +100,7 @@ class Attention(Part):
                 f"window={config.window}, softcap={config.softcap}, temperature={config.temperature}"
             )
         self.width = self.dim // self.heads
-        fixed = config.temperature != 1 and not config.learned_temperature
-        scale = self.width**-0.5 / config.temperature if fixed else None  # None: the fused kernel's own
-        self.scoring = Scoring(scale, config.softcap, config.window)
+        self.scoring = Scoring(self._scale(), config.softcap, config.window)
         inner, outer = (config.bias in (one, "all") for one in ("qkv", "out"))
         self.q = nn.Linear(self.dim, self.dim, bias=inner)
         self.k = nn.Linear(self.dim, self.kv_heads * self.width, bias=inner)
@@ -118,6 +116,15 @@ class Attention(Part):
         self.register_buffer("slopes", LinearBias.slopes(self.heads) if biased else None, persistent=False)
         self.position = None if biased else scheme
 
+    def _scale(self) -> float | None:
+        """1 / sqrt(K) over a fixed temperature; where scales follow the width, sqrt(K_0) / K from the head
+        width K_0 of the base: trained queries and keys are aligned, so that their product grows with K (Yang
+        et al. 2022, definition 4.1). None: the fused kernel's own."""
+        base = self.place.base_dim
+        widened = self.width * (self.config.heads or default_heads(base)) / base if base else 1.0
+        fixed = 1.0 if self.config.learned_temperature else self.config.temperature
+        return None if fixed == widened == 1 else (self.width * widened) ** -0.5 / fixed
+
     @staticmethod
     def _position(place: Place, head: Place) -> Position | None:
         """The model's scheme, at head width, if it is one that acts inside attention."""
@@ -132,8 +139,8 @@ class Attention(Part):
         """N(0, 0.02); the projection that writes to the residual stream divided by sqrt(2N) (GPT-2). Biases
         at zero, norms at unit gain."""
         for linear in (self.q, self.k, self.v):
-            init_linear(linear, 0.02)
-        init_linear(self.out, 0.02 * self.place.residual_scale)
+            init_linear(linear, self.place.std(0.02))
+        init_linear(self.out, self.place.std(0.02) * self.place.residual_scale)
         if self.q_norm is not None and self.k_norm is not None:
             self.q_norm.reset_parameters()
             self.k_norm.reset_parameters()

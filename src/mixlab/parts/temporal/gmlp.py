@@ -78,9 +78,12 @@ class GMLP(Part):
     def reset_parameters(self) -> None:
         """W near 0 and b = 1, so that the block starts as V Z1; the projections N(0, 0.02), as in the other
         parts, and what writes to the residual stream divided by sqrt(2N)."""
-        for linear in (self.value, self.gate, *((self.qkv, self.lift) if self.qkv is not None else ())):
-            init_linear(linear, 0.02)
-        init_linear(self.out, 0.02 * self.place.residual_scale)
+        for linear in (self.value, self.gate):
+            init_linear(linear, self.place.std(0.02))
+        if self.qkv is not None:  # to and from a width that is the same in every model
+            init_linear(self.qkv, 0.02 / self.place.widening)
+            init_linear(self.lift, 0.02)
+        init_linear(self.out, self.place.std(0.02) * self.place.residual_scale)
         nn.init.normal_(self.spatial, std=SPATIAL_STD)
         nn.init.ones_(self.bias)
         nn.init.ones_(self.gain)
