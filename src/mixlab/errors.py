@@ -17,7 +17,7 @@ class RunFailed(RuntimeError):
 def nearest(name: str, options: Iterable[str]) -> str:
     """The clause that helps after an unknown `name`: the nearest match, then every allowed value."""
     options = sorted(options)
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}choose from: {', '.join(options)}"
 

@@ -53,6 +53,14 @@ WRONG: dict[str, tuple[list[str], str]] = {
         "train.minutes must be a positive number",
     ),
     "two lengths": ([*TRAIN, "--minutes", "1"], "give one of --steps and --minutes"),
+    "length twice": ([*TRAIN, "--set", "train.steps=3"], "--steps and --set train.steps say the same"),
+    "length in two ways": ([*TRAIN, "--set", "train.minutes=3"], "--steps and --set train.minutes"),
+    "seed twice": (
+        [*TRAIN, "--seed", "1", "--set", "train.seed=1"],
+        "--seed and --set train.seed say the same",
+    ),
+    "other files": ([*TRAIN, "--out", "given"], "given holds other files"),
+    "no name for the output": ([*TRAIN, "--out", ""], ". holds other files"),
     "taken": ([*TRAIN, "--out", "given/neural"], "already holds a run"),
     "out is a file": ([*TRAIN, "--out", "given/text.txt"], "given/text.txt"),
     "resume and more": (

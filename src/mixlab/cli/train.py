@@ -21,7 +21,7 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="ngram, window, rnn, gru, lstm, transformer, or the path of a .toml file.", metavar="NAME"
+            help="A preset such as transformer (left out: lists them), or a .toml file.", metavar="NAME"
         ),
     ] = None,
     out: Annotated[
@@ -80,6 +80,8 @@ def train(
     """
     horizon = {"steps": steps, "tokens": tokens, "epochs": epochs, "minutes": minutes, "flops": flops}
     extra = ["train.deterministic=true"] if deterministic else []
+    options = {"batch_tokens": batch_tokens, "seed": seed, "deterministic": deterministic or None}
+    _refuse_twice(options, horizon, overrides or ())
     settings = [*extra, *(overrides or ())]
     if resume is not None:
         _refuse_with_resume({"TEXT": text, "--preset": preset, "--out": out})
@@ -111,6 +113,20 @@ def _refuse_with_resume(given: Mapping[str, Any]) -> None:
             f"--resume continues a run on its own text in its own folder: leave out {', '.join(extra)}, "
             "or start a new run with --preset"
         )
+
+
+def _refuse_twice(options: Mapping[str, Any], horizon: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """UserError if `--set` says what an option says too, or gives a second length."""
+    length = next((key for key, value in horizon.items() if value is not None), None)
+    said = {key: key for key, value in options.items() if value is not None}
+    said |= dict.fromkeys(horizon, length) if length else {}
+    for override in overrides:
+        key = override.split("=", 1)[0].strip()
+        option = said.get(key.removeprefix("train."))
+        if key.startswith("train.") and option:
+            raise UserError(
+                f"--{option.replace('_', '-')} and --set {key} say the same: leave out one of them"
+            )
 
 
 def _resumed(

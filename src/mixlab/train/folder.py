@@ -69,7 +69,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def check_free(self) -> None:
-        """UserError if anything that a run would write is here already."""
+        """UserError if a run is here already, or anything else that is not hidden."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: the output of a run is a folder")
         files = (self.config, self.environment, self.tokenizer, self.data, self.metrics, self.checkpoints)
@@ -77,6 +77,11 @@ class RunFolder:
         if taken is not None:
             raise UserError(
                 f"{self.path} already holds a run ({taken.name}): resume it, or choose another output folder"
+            )
+        strange = next((p for p in self.path.glob("*") if not p.name.startswith(".")), None)
+        if strange is not None:
+            raise UserError(
+                f"{self.path} holds other files ({strange.name}): choose a new or an empty folder"
             )
 
     @contextlib.contextmanager
