@@ -1,13 +1,16 @@
 """Windows: each once an epoch, the same after a resume, and for evaluation every token once."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixlab.data import tokens as tokens_module
 from mixlab.data.batches import Batches, eval_windows
-from mixlab.data.tokens import TokenFile
+from mixlab.data.tokens import Part, TokenFile
 from mixlab.errors import UserError
 
 shapes = st.integers(1, 8).flatmap(
@@ -112,3 +115,181 @@ def test_what_cannot_work_is_refused():
             make().load_state_dict(state)
     with pytest.raises(UserError, match="at least"):
         next(eval_windows(stream(20), context=0, batch_size=1))
+
+
+def documents(lengths, first=0):
+    """A stream of documents of so many tokens: 0, then each document and a 0; tokens tell where they are."""
+    stream = [0]
+    for n in lengths:
+        stream += [*range(first + len(stream), first + len(stream) + n), 0]
+    return np.array(stream, np.uint16)
+
+
+lengths = st.lists(st.integers(1, 20), min_size=3, max_size=30)
+packed = st.tuples(lengths, st.integers(2, 9), st.integers(1, 5), st.integers(0, 99)).filter(
+    lambda shape: sum(shape[0]) > shape[1]
+)
+
+
+def drawn(batches, steps):
+    return [[tensor.tolist() for tensor in batches.next()] for _ in range(steps)]
+
+
+@given(packed)
+def test_packed_rows_keep_documents_apart_and_predict_each_token_once_an_epoch(shape):
+    lengths, context, _, seed = shape
+    stream = documents(lengths)
+    place = {token: n for n, token in enumerate(stream.tolist()) if token}
+    batches = Batches(stream, context=context, batch_size=1, seed=seed, packing="documents")
+    predicted = []
+    while batches.state_dict()["epoch"] == 0:
+        inputs, targets, segment = (tensor[0].tolist() for tensor in batches.next())
+        if batches.state_dict()["epoch"]:
+            break
+        for t, (token, target, number) in enumerate(zip(inputs, targets, segment, strict=True)):
+            begins = t == 0 or number != segment[t - 1]
+            if not begins:
+                assert token == targets[t - 1]  # within a segment the text goes on
+            if token == 0:
+                assert begins  # what ends a document is the first thing that the next one reads, and alone
+            if target:
+                predicted.append(target)
+                assert token in (0, stream[place[target] - 1])
+    assert len(predicted) == len(set(predicted))
+    assert segment[0] == 0 and segment == sorted(segment)
+    left_out = sum(lengths) - len(predicted)
+    assert left_out < context  # a row that could not be filled
+
+
+@given(packed, st.integers(0, 9), st.integers(1, 6))
+def test_a_resumed_packing_is_the_uninterrupted_one(shape, before, after):
+    lengths, context, batch_size, seed = shape
+
+    def make():
+        return Batches(
+            documents(lengths), context=context, batch_size=batch_size, seed=seed, packing="documents"
+        )
+
+    whole, resumed = make(), make()
+    drawn(whole, before)
+    resumed.load_state_dict(dict(whole.state_dict()))
+    assert drawn(whole, after) == drawn(resumed, after)
+    assert set(whole.state_dict()) == {"epoch", "cursor"}
+
+
+def test_the_share_of_cut_documents_is_said():
+    batches = Batches(documents([3] * 40 + [30]), context=8, batch_size=2, seed=0, packing="documents")
+    (sentence,) = batches.notes()
+    assert sentence.startswith("rows of 8 tokens are packed from 41 documents, without padding: 1 are longer")
+    assert list(Batches(documents([9, 9]), context=8, batch_size=2, seed=0).notes()) == []
+
+
+def mixture(*each):
+    """Several streams as the parts of one file; tokens of part k are k * 1000 and more."""
+    streams = [documents(lengths, 1000 * k) for k, lengths in enumerate(each)]
+    parts, start = [], 0
+    for k, stream in enumerate(streams):
+        parts.append(Part(f"part {k}", start, start + len(stream), len(stream) - 1, len(each[k])))
+        start += len(stream) - 1
+    joined = np.concatenate([streams[0][:1], *(stream[1:] for stream in streams)])
+    return TokenFile(joined, len(joined) - 1, parts=tuple(parts)), streams
+
+
+SHAPES = [([9, 20, 4], [30, 30, 2, 7], [12] * 9), ([300], [11, 11])]
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_each_source_of_a_mixture_has_its_own_rows_in_its_exact_share(shape, batch_size, packing):
+    file, streams = mixture(*shape)
+    weights = [3, 1.5, 0.25][: len(shape)]
+    options = {"context": 6, "seed": 5, "packing": packing}
+    batches = Batches(file, batch_size=batch_size, weights=weights, **options)
+    rows = [[] for _ in shape]
+    for n in range(1, 40):
+        for row in zip(*(tensor.tolist() for tensor in batches.next()), strict=True):
+            rows[max(max(row[0]), max(row[1])) // 1000].append(row)
+        total = n * batch_size
+        for had, weight in zip(map(len, rows), weights, strict=True):
+            assert abs(had - total * weight / sum(weights)) < 1
+    for k, (stream, own) in enumerate(zip(streams, rows, strict=True)):
+        only = TokenFile(stream, 0, parts=(Part("", 0, len(stream), 0, 0),))
+        alone = Batches(only, batch_size=1, weights=[1], **options)
+        alone.sources[0].number = k
+        alone.sources[0].rows = alone.sources[0].plan(0)
+        expected = [tuple(tensor[0].tolist() for tensor in alone.next()) for _ in own]
+        assert own == expected
+    epochs = [place["epoch"] for place in batches.state_dict()["sources"]]
+    assert max(epochs) > min(epochs)  # each has epochs of its own
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_a_resumed_mixture_is_the_uninterrupted_one(packing):
+    file, _ = mixture(*SHAPES[0])
+
+    def make():
+        return Batches(file, context=6, batch_size=4, seed=1, packing=packing, weights=[3, 1, 2])
+
+    for before in range(0, 40, 3):
+        whole, resumed = make(), make()
+        drawn(whole, before)
+        state = whole.state_dict()
+        resumed.load_state_dict(state)
+        assert drawn(whole, 5) == drawn(resumed, 5)
+        assert {tuple(place) for place in state["sources"]} == {("epoch", "cursor", "turns")}
+
+
+def test_a_place_in_another_mixture_is_refused():
+    file, _ = mixture(*SHAPES[0])
+    three = Batches(file, context=6, batch_size=4, seed=1, weights=[3, 1, 2])
+    for state in ({"epoch": 0, "cursor": 1}, {"sources": three.state_dict()["sources"][:2]}):
+        with pytest.raises(UserError, match="of another mixture: resume with the sources and weights"):
+            three.load_state_dict(state)
+    with pytest.raises(UserError, match="of another mixture"):
+        Batches(file, context=6, batch_size=4, seed=1).load_state_dict(three.state_dict())
+    with pytest.raises(UserError, match=r"'part 0' is 37 tokens long, .* at most 36"):
+        Batches(file, context=40, batch_size=4, seed=1, weights=[3, 1, 2])
+    with pytest.raises(UserError, match="unknown packing 'document': did you mean 'documents'"):
+        Batches(file, context=6, batch_size=4, seed=1, packing="document")
+
+
+@given(st.integers(20, 200), st.integers(1, 9), st.integers(1, 9), st.integers(1, 220))
+def test_a_part_of_an_evaluation_is_whole_windows_evenly_spread(n, context, batch_size, most):
+    everything = list(eval_windows(stream(n), context=context, batch_size=1))
+    some = list(eval_windows(stream(n), context=context, batch_size=batch_size, most=most))
+    starts = [row[0] for inputs, _ in some for row in inputs.tolist()]
+    if most >= n - 1:
+        assert starts == [inputs[0, 0].item() for inputs, _ in everything]
+        return
+    assert all(inputs.shape[1] == context for inputs, _ in some)
+    assert len(starts) == max(1, most // context) == len(set(starts))
+    assert all(start % context == 0 for start in starts)
+    gaps = np.diff([*starts, (n - 1) // context * context])
+    assert gaps.max() - gaps.min() <= context and starts[0] == 0
+
+
+def test_evaluation_numbers_documents_from_the_token_that_ends_the_one_before():
+    tokens = documents([2, 3, 1])
+    (inputs, _, segment), *_ = eval_windows(tokens, context=9, batch_size=1, apart=True)
+    assert inputs.tolist() == [[0, 1, 2, 0, 4, 5, 6, 0, 8]]
+    assert segment.tolist() == [[1, 1, 1, 2, 2, 2, 2, 3, 3]]
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_pages_of_a_large_file_are_let_go_of_and_nothing_changes(tmp_path, monkeypatch, packing):
+    tokens = documents([40] * 100)
+    np.save(tmp_path / "tokens.npy", tokens)
+    mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+    monkeypatch.setattr(tokens_module, "_HELD_PAGES", 2000)
+    monkeypatch.setattr(tokens_module, "_FAULT", 0)
+    options = {"context": 16, "batch_size": 8, "seed": 0, "packing": packing}
+    ours, theirs = Batches(mapped, **options), Batches(tokens, **options)
+    let_go: list[int] = []
+    monkeypatch.setattr(ours._pages, "_map", SimpleNamespace(madvise=let_go.append))
+    for _ in range(16):
+        for a, b in zip(ours.next(), theirs.next(), strict=True):
+            assert torch.equal(a, b)
+    assert len(let_go) == 2  # 256 bytes a batch
+    assert theirs._pages._map is None
+    assert Batches(mapped, **options)._pages._map is mapped._mmap

@@ -142,6 +142,7 @@ class Progress:
             facts.append(f"loss {self.shown['loss']:.3f} nats")
         if self.shown.get("bits_per_byte") is not None:
             facts.append(f"valid {self.shown['bits_per_byte']:.3f} bits/byte")
+            facts += [f"{name} {bits:.3f}" for name, bits in self.shown.get("sources", {}).items()]
         if self.shown.get("tokens_per_second"):
             facts.append(f"{short(self.shown['tokens_per_second'])} tokens/s")
         if left := self._left():

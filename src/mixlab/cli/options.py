@@ -27,6 +27,14 @@ def count(text: str, what: str) -> int:
     return int(value)
 
 
+def numbers(text: str, what: str) -> list[float]:
+    """Numbers with commas between: "3,1"; UserError names `what`."""
+    try:
+        return [float(item) for item in text.split(",")]
+    except ValueError:
+        raise UserError(f"{what}: '{text}' is no list of numbers, such as 3,1") from None
+
+
 def import_parts(modules: list[str] | None) -> list[str] | None:
     """The callback of `--import`: see `mixlab.imports.import_parts`."""
     from mixlab import imports

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixlab.cli.options import Imports, Json, Overrides, Text, count
+from mixlab.cli.options import Imports, Json, Overrides, Text, count, numbers
 from mixlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ def train(
     flops: Annotated[
         str | None,
         typer.Option(help="... or FLOPs, forward and backward, such as 1e15 or 500T.", metavar="N"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Draw from the TEXTs in these proportions, one number for each.", metavar="A,B,..."
+        ),
     ] = None,
     batch_tokens: Annotated[
         str | None,
@@ -75,12 +81,15 @@ def train(
     mixlab train my.txt --preset transformer --minutes 5
 
     A run that was stopped (Ctrl-C saves first) goes on with --resume RUN, for longer if a length is given,
-    with other settings (--set, --seed, --batch-tokens) only by --force-config.
+    with other settings (--set, --seed, --batch-tokens, --weights) only by --force-config.
     --find-lr begins anew whatever the run has learned, and leaves a page only with --out.
     """
     horizon = {"steps": steps, "tokens": tokens, "epochs": epochs, "minutes": minutes, "flops": flops}
     extra = ["train.deterministic=true"] if deterministic else []
-    options = {"batch_tokens": batch_tokens, "seed": seed, "deterministic": deterministic or None}
+    if weights is not None:
+        extra.append(f"data.weights={numbers(weights, '--weights')}")
+    options = {"train.batch_tokens": batch_tokens, "train.seed": seed, "data.weights": weights}
+    options["train.deterministic"] = deterministic or None
     _refuse_twice(options, horizon, overrides or ())
     settings = [*extra, *(overrides or ())]
     if resume is not None:
@@ -116,17 +125,15 @@ def _refuse_with_resume(given: Mapping[str, Any]) -> None:
 
 
 def _refuse_twice(options: Mapping[str, Any], horizon: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """UserError if `--set` says what an option says too, or gives a second length."""
+    """UserError if `--set` says what an option says too, or gives a second length. options: by key."""
     length = next((key for key, value in horizon.items() if value is not None), None)
-    said = {key: key for key, value in options.items() if value is not None}
-    said |= dict.fromkeys(horizon, length) if length else {}
+    said = {key: key.partition(".")[2] for key, value in options.items() if value is not None}
+    said |= {f"train.{key}": length for key in horizon} if length else {}
     for override in overrides:
         key = override.split("=", 1)[0].strip()
-        option = said.get(key.removeprefix("train."))
-        if key.startswith("train.") and option:
-            raise UserError(
-                f"--{option.replace('_', '-')} and --set {key} say the same: leave out one of them"
-            )
+        if key in said:
+            option = said[key].replace("_", "-")
+            raise UserError(f"--{option} and --set {key} say the same: leave out one of them")
 
 
 def _resumed(

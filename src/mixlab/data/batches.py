@@ -1,110 +1,271 @@
-"""Windows of a token stream: seeded batches to train on, and every token once to evaluate on."""
+"""Rows of token streams: seeded batches to train on, and every token once to evaluate on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from mixlab.data.tokens import TokenFile
-from mixlab.errors import UserError
+from mixlab.data.config import PACKINGS
+from mixlab.data.packing import Packs, document_ends, pack
+from mixlab.data.quota import Quota
+from mixlab.data.tokens import Pages, Part, TokenFile, check_length
+from mixlab.errors import UserError, unknown
 
 Pair = tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]
+Batch = tuple[Int64[Tensor, "B T"], ...]
+"""inputs, targets and, where documents are kept apart, segment numbers."""
+
+
+class Rows(Protocol):
+    """One source's rows in the order of one epoch."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, ...]:
+        """Rows `start` to `stop` of the epoch: the arrays of a batch, (N, T) each."""
+        ...
+
+
+class Stream:
+    """Windows of a stream that share only their ends, from an offset below their length, in random order."""
+
+    def __init__(self, tokens: np.ndarray, context: int, bits: np.random.PCG64) -> None:
+        # Offsets that leave room for at least one window; the bias of the remainder is below 2**-40.
+        self.tokens, self.context = tokens, context
+        self.offset = int(bits.random_raw()) % min(context, len(tokens) - context)
+        self.order = _shuffled((len(tokens) - 1 - self.offset) // context, bits)
+        self.span = np.arange(context + 1)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, ...]:
+        """inputs and targets."""
+        starts = self.offset + self.order[start:stop].astype(np.int64) * self.context
+        windows = self.tokens[starts[:, None] + self.span]
+        return windows[:, :-1], windows[:, 1:]
+
+
+class Documents:
+    """Rows packed from whole documents, see `mixlab.data.packing`, in random order."""
+
+    def __init__(self, tokens: np.ndarray, ends: np.ndarray, context: int, bits: np.random.PCG64) -> None:
+        self.tokens = tokens
+        self.packs: Packs = pack(ends, context, int(bits.random_raw()) % context, bits.random_raw)
+        self.order = _shuffled(len(self.packs), bits)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, ...]:
+        """inputs, targets and segment numbers."""
+        places, segment = self.packs.positions(self.order[start:stop])
+        return self.tokens[places], self.tokens[places + 1], segment
+
+
+class Source:
+    """One stream's rows, epoch after epoch; `epoch` and `cursor`, the rows given out of it, are its state.
+
+    Order and offset follow from (seed, epoch) through PCG64's raw output, whose stream numpy guarantees, so
+    that a run continues alike under another numpy. number: tells the sources of a mixture apart; None is the
+    only one.
+    """
+
+    def __init__(
+        self, tokens: np.ndarray, *, context: int, seed: int, packing: str, number: int | None = None
+    ) -> None:
+        self.tokens, self.context, self.seed, self.number = tokens, context, seed, number
+        self.ends = document_ends(tokens) if packing == "documents" else None
+        self.epoch = self.cursor = 0
+        self.rows = self.plan(0)
+
+    def plan(self, epoch: int) -> Rows:
+        """The rows of an epoch."""
+        words = [self.seed, epoch] if self.number is None else [self.seed, epoch, self.number]
+        bits = np.random.PCG64(np.random.SeedSequence(words))
+        if self.ends is None:
+            return Stream(self.tokens, self.context, bits)
+        return Documents(self.tokens, self.ends, self.context, bits)
+
+    def take(self, count: int) -> list[tuple[np.ndarray, ...]]:
+        """The next `count` rows, a block for each epoch they come from."""
+        blocks = []
+        while count:
+            if self.cursor == len(self.rows):
+                self.move(self.epoch + 1, 0, self.plan(self.epoch + 1))
+            stop = min(self.cursor + count, len(self.rows))
+            blocks.append(self.rows.read(self.cursor, stop))
+            count -= stop - self.cursor
+            self.cursor = stop
+        return blocks
+
+    def go_to(self, epoch: int, cursor: int) -> None:
+        """Continue from there; `UserError` when this text has no such place."""
+        rows = self.rows if epoch == self.epoch else self.plan(epoch) if epoch >= 0 else None
+        if rows is None or not 0 <= cursor <= len(rows):
+            has = 0 if rows is None else len(rows)
+            raise UserError(
+                f"the saved place in the data (window {cursor} of epoch {epoch}) is not in this text, "
+                f"whose epoch has {has} windows: resume with the text and context the run began with"
+            )
+        self.move(epoch, cursor, rows)
+
+    def move(self, epoch: int, cursor: int, rows: Rows) -> None:
+        """Stand at `cursor` of the epoch whose rows are given."""
+        self.epoch, self.cursor, self.rows = epoch, cursor, rows
 
 
 class Batches:
-    """An endless sequence of (inputs, targets), each (B, T) int64, targets one token later than inputs.
+    """An endless sequence of (inputs, targets) or (inputs, targets, segment), each (B, T) int64; targets are
+    one token later than inputs.
 
-    An epoch cuts the stream into windows of `context` + 1 tokens that share only their ends, from an offset
-    below `context` that changes with the epoch, and visits each once in a random order. A batch that an epoch
-    cannot fill goes on in the next. Epoch and position in it are the whole state: order and offset follow
-    from (seed, epoch) through PCG64's raw output, whose stream numpy guarantees, so that a run continues
-    alike under another numpy.
+    packing "stream": an epoch cuts the stream into windows of `context` + 1 tokens that share only their
+    ends, from an offset below `context` that changes with the epoch, and visits each once in a random order.
+    "documents": an epoch packs whole documents into rows, and `segment` numbers them in each row. A batch
+    that an epoch cannot fill goes on in the next.
+
+    weights: one for each part of `tokens`; each part is then a source with epochs of its own, and of any
+    number n of rows it gets n times its share, to the row (see `Quota`).
     """
 
-    def __init__(self, tokens: np.ndarray | TokenFile, *, context: int, batch_size: int, seed: int) -> None:
-        self.tokens = _array(tokens)
+    def __init__(
+        self,
+        tokens: np.ndarray | TokenFile,
+        *,
+        context: int,
+        batch_size: int,
+        seed: int,
+        packing: str = "stream",
+        weights: Sequence[float] = (),
+    ) -> None:
+        file = tokens if isinstance(tokens, TokenFile) else TokenFile(np.asarray(tokens), 0)
         if context < 1 or batch_size < 1:
             raise UserError(f"context is {context} and batch_size {batch_size}; both must be at least 1")
         if seed < 0:
             raise UserError(f"seed is {seed}; it must be at least 0")
-        if len(self.tokens) < context + 1:
-            raise UserError(
-                f"the text is {len(self.tokens)} tokens long, fewer than the context of {context} + 1: "
-                f"give a longer text or a context of at most {len(self.tokens) - 1}"
-            )
-        self.context, self.batch_size, self.seed = context, batch_size, seed
-        self._span = np.arange(context + 1)
-        self._epoch, self._cursor = 0, 0
-        self._starts = self._order(0)
+        if packing not in PACKINGS:
+            raise unknown("packing", packing, PACKINGS)
+        self.tokens, self.context, self.batch_size = file.tokens, context, batch_size
+        self.parts: Sequence[Part | None] = file.parts if weights else (None,)
+        streams = [file.tokens if part is None else part.of(file.tokens) for part in self.parts]
+        for part, stream in zip(self.parts, streams, strict=True):
+            check_length("the text" if part is None else f"'{part.name}'", len(stream), context)
+        numbers = range(len(streams)) if weights else (None,)
+        self.sources = [
+            Source(stream, context=context, seed=seed, packing=packing, number=number)
+            for stream, number in zip(streams, numbers, strict=True)
+        ]
+        self.quota = Quota(weights) if weights else None
+        self._pages = Pages(self.tokens)
 
-    def next(self) -> Pair:
-        """The next batch; the state moves on by `batch_size` windows."""
-        starts: list[np.ndarray] = []
-        missing = self.batch_size
-        while missing:
-            if self._cursor == len(self._starts):
-                self._epoch, self._cursor = self._epoch + 1, 0
-                self._starts = self._order(self._epoch)
-            starts.append(self._starts[self._cursor : self._cursor + missing])
-            self._cursor += len(starts[-1])
-            missing -= len(starts[-1])
-        return _pair(self.tokens, np.concatenate(starts), self._span)
+    def next(self) -> Batch:
+        """The next batch; the state moves on by `batch_size` rows."""
+        self._pages.read(self.batch_size, self.context)
+        if self.quota is None:
+            return _tensors(self._taken(self.sources[0], self.batch_size))
+        turns = np.array([self.quota.next() for _ in range(self.batch_size)])
+        counts = np.bincount(turns, minlength=len(self.sources))
+        drawn = [self._taken(s, n) for s, n in zip(self.sources, counts.tolist(), strict=True) if n]
+        rows = [np.concatenate(arrays) for arrays in zip(*drawn, strict=True)]  # source after source
+        place = np.empty(self.batch_size, np.int64)
+        place[np.argsort(turns, kind="stable")] = np.arange(self.batch_size)
+        return _tensors([array[place] for array in rows])
 
     __next__ = next
 
     def __iter__(self) -> Batches:
         return self
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the sequence stands: the epoch and how many of its windows were given out."""
-        return {"epoch": self._epoch, "cursor": self._cursor}
+    def _taken(self, source: Source, count: int) -> list[np.ndarray]:
+        blocks = source.take(count)
+        return [
+            np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*blocks, strict=True)
+        ]
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sequence stands: the epoch and how many of its rows were given out; of a mixture, these
+        for each source, and the turns it has had."""
+        places = [{"epoch": source.epoch, "cursor": source.cursor} for source in self.sources]
+        if self.quota is None:
+            return places[0]
+        return {"sources": [p | {"turns": n} for p, n in zip(places, self.quota.turns, strict=True)]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`; `UserError` when this text has no such place."""
-        epoch, cursor = int(state["epoch"]), int(state["cursor"])
-        starts = self._order(epoch) if epoch >= 0 else np.zeros(0, np.int64)
-        if epoch < 0 or not 0 <= cursor <= len(starts):
+        places = [state] if self.quota is None else state.get("sources", ())
+        if len(places) != len(self.sources) or "epoch" not in places[0]:
             raise UserError(
-                f"the saved place in the data (window {cursor} of epoch {epoch}) is not in this text, "
-                f"whose epoch has {len(starts)} windows: resume with the text and context the run began with"
+                "the saved place in the data is that of another mixture: resume with the sources and weights "
+                "the run began with"
             )
-        self._epoch, self._cursor, self._starts = epoch, cursor, starts
+        for source, place in zip(self.sources, places, strict=True):
+            source.go_to(int(place["epoch"]), int(place["cursor"]))
+        if self.quota is not None:
+            self.quota.turns = [int(place["turns"]) for place in places]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """Where the windows of `epoch` start, in the order they are visited."""
-        bits = np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))
-        # Offsets that leave room for at least one window; the bias of the remainder is below 2**-40.
-        offset = int(bits.random_raw()) % min(self.context, len(self.tokens) - self.context)
-        windows = (len(self.tokens) - 1 - offset) // self.context
-        order = np.argsort(bits.random_raw(windows), kind="stable")
-        return offset + order * self.context
+    def notes(self) -> Iterator[str]:
+        """What a person should know of the packing: how many documents are cut, by this epoch's rows."""
+        for part, source in zip(self.parts, self.sources, strict=True):
+            if source.ends is None or not isinstance(source.rows, Documents):
+                continue
+            sizes = np.diff(source.ends)
+            fitting = int(np.count_nonzero(sizes <= self.context))
+            whose = "" if part is None else f" of '{part.name}'"
+            cut = source.rows.packs.cut
+            yield (
+                f"rows of {self.context} tokens are packed from {len(sizes):,} documents{whose}, without "
+                f"padding: {len(sizes) - fitting:,} are longer than a row and are cut, and so are {cut:,} "
+                f"({cut / max(1, fitting):.2%}) of the others"
+            )
 
 
-def eval_windows(tokens: np.ndarray | TokenFile, *, context: int, batch_size: int) -> Iterator[Pair]:
+def eval_windows(
+    tokens: np.ndarray | TokenFile,
+    *,
+    context: int,
+    batch_size: int,
+    most: int = 0,
+    apart: bool = False,
+) -> Iterator[Batch]:
     """(inputs, targets) in order, (B, T) int64: every token after the first is a target exactly once.
 
     Windows do not overlap; each starts afresh. The last one, when shorter than `context`, comes by itself as
-    (1, rest).
+    (1, rest). Of a stream with more than `most` targets, if that is not 0, as many whole windows come as do
+    not exceed it (but one at least), evenly spread. apart: segment numbers come third, by which documents
+    know nothing of each other.
     """
-    stream = _array(tokens)
+    stream = tokens.tokens if isinstance(tokens, TokenFile) else np.asarray(tokens)
     if context < 1 or batch_size < 1:
         raise UserError(f"context is {context} and batch_size {batch_size}; both must be at least 1")
     full, rest = divmod(max(len(stream) - 1, 0), context)
-    starts = np.arange(full) * context
-    for first in range(0, full, batch_size):
-        yield _pair(stream, starts[first : first + batch_size], np.arange(context + 1))
+    starts, pages = np.arange(full) * context, Pages(stream)
+    if 0 < most < len(stream) - 1 and full:
+        chosen = max(1, most // context)
+        starts, rest = (np.arange(chosen) * full // chosen) * context, 0
+    for first in range(0, len(starts), batch_size):
+        pages.read(batch_size, context)
+        yield _windows(stream, starts[first : first + batch_size], context, apart)
     if rest:
-        yield _pair(stream, np.array([full * context]), np.arange(rest + 1))
+        yield _windows(stream, np.array([full * context]), rest, apart)
 
 
-def _array(tokens: np.ndarray | TokenFile) -> np.ndarray:
-    return tokens.tokens if isinstance(tokens, TokenFile) else np.asarray(tokens)
+def _windows(stream: np.ndarray, starts: np.ndarray, length: int, apart: bool) -> Batch:
+    windows = stream[starts[:, None] + np.arange(length + 1)]  # (B, T + 1)
+    inputs, targets = windows[:, :-1], windows[:, 1:]
+    # A document begins after the token 0 that ends the one before, and reads that 0 first.
+    return _tensors([inputs, targets, *([(inputs == 0).cumsum(1)] if apart else [])])
 
 
-def _pair(stream: np.ndarray, starts: np.ndarray, span: np.ndarray) -> Pair:
-    windows = torch.from_numpy(stream[starts[:, None] + span].astype(np.int64))  # (B, T + 1)
-    return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+def _shuffled(n: int, bits: np.random.PCG64) -> np.ndarray:
+    """The numbers below n in a random order, in half the bytes if they fit."""
+    order = np.argsort(bits.random_raw(n), kind="stable")
+    return order.astype(np.uint32) if n < 2**32 else order
+
+
+def _tensors(arrays: Sequence[np.ndarray]) -> Batch:
+    return tuple(torch.from_numpy(np.ascontiguousarray(array, np.int64)) for array in arrays)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from mixlab.errors import UserError, unknown
 
 TOKENIZERS = ("byte", "char", "bpe")
+
+Packing = Literal["stream", "documents"]
+PACKINGS: tuple[str, ...] = get_args(Packing)
 
 # Token 0 and the 256 bytes: with fewer, some text could not be written at all.
 SMALLEST_BPE = 257
@@ -16,15 +21,22 @@ SMALLEST_BPE = 257
 class DataConfig:
     """The `[data]` section of a run.
 
-    `sources`: files, folders, globs, `-` (standard input) or `corpus:python`. `vocab_size` is for `bpe` only,
+    `sources`: files, folders, globs, `-` (standard input) or `corpus:python`. `weights`: none, or one for
+    each source, the proportions in which training draws from them. `vocab_size` is for `bpe` only,
     `max_bytes` for `corpus:python` only, `text_field` for .jsonl and .parquet only. `valid_fraction` is the
-    share of the text that is kept aside for validation. Raises `UserError` for a value that cannot work.
+    share of the text that is kept aside for validation, of which an evaluation scores at most `valid_tokens`
+    (0: all). `packing`: see `mixlab.data.batches.Batches`. Raises `UserError` for a value that cannot work.
     """
 
     sources: tuple[str, ...] = ("corpus:python",)
+    weights: tuple[float, ...] = ()
     tokenizer: str = "byte"
     vocab_size: int = 4096  # about 4 bytes a token on a few MB of text; larger tables starve in small models
     valid_fraction: float = 0.1  # the usual share for texts of a few MB (Tiny Shakespeare: first 90 % / rest)
+    valid_tokens: int = (
+        4_000_000  # all of it for texts up to 40 MB; the loss's standard error is then below 0.2%
+    )
+    packing: Packing = "stream"
     max_bytes: int = 4_000_000  # enough text for a five-minute comparison on two cores
     text_field: str = "text"
 
@@ -33,6 +45,12 @@ class DataConfig:
             object.__setattr__(self, "sources", (self.sources,))
         if not self.sources:
             raise UserError("no text was named: give a file, a folder, a glob, '-' or 'corpus:python'")
+        if self.weights:
+            self._check_weights()
+        if self.packing not in PACKINGS:
+            raise unknown("packing", self.packing, PACKINGS)
+        if self.valid_tokens < 0:
+            raise UserError(f"valid_tokens is {self.valid_tokens}; it must be 0 (all) or a number of tokens")
         if self.tokenizer not in TOKENIZERS:
             raise unknown("tokenizer", self.tokenizer, TOKENIZERS)
         if self.tokenizer == "bpe" and self.vocab_size < SMALLEST_BPE:
@@ -47,3 +65,21 @@ class DataConfig:
             )
         if self.max_bytes < 1:
             raise UserError(f"max_bytes is {self.max_bytes}; it must be at least 1 (4000000 is the default)")
+
+    def _check_weights(self) -> None:
+        """UserError unless there is a positive weight for each source, and each is named once."""
+        given, wanted = len(self.weights), len(self.sources)
+        if given != wanted:
+            raise UserError(
+                f"weights has {given} number{'s'[: given != 1]} for {wanted} source{'s'[: wanted != 1]}: "
+                "give one for each source, in their order"
+            )
+        wrong = next((weight for weight in self.weights if not 0 < weight < math.inf), None)
+        if wrong is not None:
+            raise UserError(
+                f"weights holds {wrong:g}; each must be a positive number "
+                "(leave out a source that is to have none)"
+            )
+        twice = next((source for source in self.sources if self.sources.count(source) > 1), None)
+        if twice is not None:
+            raise UserError(f"'{twice}' is named twice: with weights, name each source once")

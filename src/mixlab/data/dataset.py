@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,8 +19,11 @@ from mixlab.data.corpus import EMBEDDED, Corpus, Progress, Stage
 from mixlab.data.split import Split, split_documents
 from mixlab.data.stretches import OtherText, fill, processes_for, sides, stretches
 from mixlab.data.tokenizer import Tokenizer, learn_tokenizer
-from mixlab.data.tokens import Count, TokenCache, TokenFile, default_cache_dir
+from mixlab.data.tokens import Count, Part, TokenCache, TokenFile, check_length, default_cache_dir
 from mixlab.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from mixlab.data.batches import Batches
 
 # Raised whenever the same text, split and tokenizer would give other tokens or another layout on disk.
 FORMAT_VERSION = 2
@@ -33,13 +36,28 @@ Notes = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Tokens to train on, tokens to validate on, the tokenizer that made both, and `facts` (see
-    docs/data.md)."""
+    """Tokens to train on, tokens to validate on, the tokenizer that made both, `facts` (see docs/data.md),
+    and how training draws from them."""
 
     train: TokenFile
     valid: TokenFile
     tokenizer: Tokenizer
     facts: dict[str, Any]
+    weights: tuple[float, ...] = ()
+    packing: str = "stream"
+
+    def batches(self, *, context: int, batch_size: int, seed: int) -> Batches:
+        """The training batches."""
+        from mixlab.data.batches import Batches
+
+        return Batches(
+            self.train,
+            context=context,
+            batch_size=batch_size,
+            seed=seed,
+            packing=self.packing,
+            weights=self.weights,
+        )
 
 
 def prepare(
@@ -64,9 +82,11 @@ def prepare(
     """
     said, work = _Said(notes), _Work(cache_dir, progress, processes)
     corpus = work.read(config.sources, config.text_field, config.max_bytes, said)
-    split = split_documents(corpus.lengths, corpus.digests, config.valid_fraction)
+    counts = corpus.counts if config.weights else (len(corpus.lengths),)
+    split = _split(corpus, counts, config)
     identity = tokenizer.hash if tokenizer else _recipe(config)
-    key = _key(corpus, identity, f"split {config.valid_fraction!r}")
+    by_source = f" of each source {counts}" if config.weights else ""
+    key = _key(corpus, identity, f"split {config.valid_fraction!r}{by_source}")
 
     def make() -> Tokenizer:
         stage = work.stage(f"learning the {config.tokenizer} tokenizer", corpus.characters, "characters")
@@ -77,15 +97,30 @@ def prepare(
             vocab_size=config.vocab_size,
         )
 
-    tokenizer, files = work.tokens(key, ("train", "valid"), corpus, split.cuts, make, said)
-    _check_length("the training part of the text", files["train"], context)
+    tokenizer, files = work.tokens(key, ("train", "valid"), corpus, split.cuts, counts, make, said)
+    names = _short_names(config.sources) if config.weights else ()
+    files = {side: _with_parts(file, names) for side, file in files.items()}
+    for part in files["train"].each():
+        whose = f" of '{part.name}'" if part.name else ""
+        check_length(f"the training part of the text{whose}", part.stop - part.start, context)
     facts = _facts(corpus, tokenizer, said) | {"split": split.rule, "valid_fraction": config.valid_fraction}
     for side, file in files.items():
         facts[f"{side}_documents"] = file.num_documents
         facts[f"{side}_bytes"] = file.num_bytes
         facts[f"{side}_tokens"] = len(file) - 1
     facts["tokens"] = facts["train_tokens"] + facts["valid_tokens"]
-    return Dataset(files["train"], files["valid"], tokenizer, facts)
+    if config.weights:
+        facts["mixture"] = _mixture(files, config.weights)
+    scored = config.valid_tokens if config.valid_tokens < facts["valid_tokens"] else 0
+    if scored:
+        said(
+            f"evaluations score {scored:,} of the {facts['valid_tokens']:,} tokens kept aside, evenly spread "
+            "(data.valid_tokens)"
+        )
+        facts["notes"] = list(said.sentences)
+    apart = config.packing == "documents"
+    valid = replace(files["valid"], scored=scored, apart=apart)
+    return Dataset(files["train"], valid, tokenizer, facts, config.weights, config.packing)
 
 
 def prepare_single(
@@ -107,10 +142,11 @@ def prepare_single(
     said, work = _Said(notes), _Work(cache_dir, progress, processes)
     corpus = work.read(sources, text_field, max_bytes, said)
     key = _key(corpus, tokenizer.hash, "whole")
-    _, files = work.tokens(key, ("text",), corpus, corpus.lengths, lambda: tokenizer, said)
-    _check_length("the text", files["text"], context)
-    facts = _facts(corpus, tokenizer, said) | {"split": "none", "tokens": len(files["text"]) - 1}
-    return files["text"], facts
+    counts = (len(corpus.lengths),)
+    _, files = work.tokens(key, ("text",), corpus, corpus.lengths, counts, lambda: tokenizer, said)
+    file = _with_parts(files["text"], ())
+    check_length("the text", len(file), context)
+    return file, _facts(corpus, tokenizer, said) | {"split": "none", "tokens": len(file) - 1}
 
 
 class _Said:
@@ -156,16 +192,17 @@ class _Work:
         names: tuple[str, ...],
         corpus: Corpus,
         cuts: np.ndarray,
+        sources: Sequence[int],
         make: Callable[[], Tokenizer],
         said: _Said,
     ) -> tuple[Tokenizer, dict[str, TokenFile]]:
         """Each side as a token file, out of the cache or into it; in memory, with a note, where it cannot be
-        written."""
+        written. sources: how many documents each has; with several, they are the files' parts."""
 
         def build(folder: Path) -> None:
             tokenizer = learnt_before(folder) or make()
-            with Building(folder, names, 1, tokenizer) as building:
-                self.fill(building, corpus, cuts)
+            with Building(folder, names, len(sources), tokenizer) as building:
+                self.fill(building, corpus, cuts, sources)
                 building.finish()
 
         try:
@@ -179,8 +216,8 @@ class _Work:
                 ) from None
             said(f"the tokens stay in memory: the cache '{self.cache.root}' cannot be written ({reason})")
             tokenizer = make()
-            memory = Memory(names, 1, tokenizer)
-            self.fill(memory, corpus, cuts)
+            memory = Memory(names, len(sources), tokenizer)
+            self.fill(memory, corpus, cuts, sources)
             arrays, counts = memory.arrays(), memory.counts
         unknown = sum(count.unknown for parts in counts.values() for count in parts)
         if unknown:
@@ -190,13 +227,13 @@ class _Work:
             )
         return tokenizer, {name: _token_file(arrays[name], counts[name]) for name in names}
 
-    def fill(self, sink: Sink, corpus: Corpus, cuts: np.ndarray) -> None:
+    def fill(self, sink: Sink, corpus: Corpus, cuts: np.ndarray, sources: Sequence[int]) -> None:
         """Encode the corpus into `sink`."""
         tokenizer = sink.tokenizer
         processes = self.processes or processes_for(tokenizer, corpus.characters)
         behind = self.stage("encoding the text", corpus.characters, "characters")
         for _ in range(2):
-            stream = stretches(corpus.pieces(), cuts, [len(corpus.lengths)], tokenizer.cut)
+            stream = stretches(corpus.pieces(), cuts, sources, tokenizer.cut)
             try:
                 fill(sink, stream, tokenizer, processes=processes, behind=behind)
                 return
@@ -217,8 +254,66 @@ def _training_side(corpus: Corpus, split: Split, behind: Stage) -> Iterator[tupl
             yield text, ended
 
 
-def _token_file(tokens: np.ndarray, parts: Sequence[Count]) -> TokenFile:
-    return TokenFile(tokens, sum(part.bytes for part in parts), sum(part.documents for part in parts))
+def _token_file(tokens: np.ndarray, counts: Sequence[Count]) -> TokenFile:
+    """The file of a side, with a part, still without a name, for each source."""
+    ends = np.cumsum([0, *(count.tokens for count in counts)]).tolist()
+    parts = tuple(
+        Part("", start, stop + 1, count.bytes, count.documents)
+        for start, stop, count in zip(ends, ends[1:], counts, strict=False)
+    )
+    return TokenFile(
+        tokens, sum(count.bytes for count in counts), sum(count.documents for count in counts), parts
+    )
+
+
+def _with_parts(file: TokenFile, names: Sequence[str]) -> TokenFile:
+    """The file with its parts named; with none where it is no mixture."""
+    if not names:
+        return replace(file, parts=())
+    parts = (replace(part, name=name) for part, name in zip(file.parts, names, strict=True))
+    return replace(file, parts=tuple(parts))
+
+
+def _short_names(sources: Sequence[str]) -> list[str]:
+    """The last name of each source's path where that tells them apart, else the whole."""
+    short = [Path(source).name or source for source in sources]
+    return short if len(set(short)) == len(short) else list(sources)
+
+
+def _mixture(files: Mapping[str, TokenFile], weights: Sequence[float]) -> list[dict[str, Any]]:
+    """What each source of a mixture is: its share of training, and its part of each side."""
+    facts = []
+    for n, weight in enumerate(weights):
+        fact: dict[str, Any] = {"source": files["train"].parts[n].name, "share": weight / sum(weights)}
+        for side, file in files.items():
+            part = file.parts[n]
+            fact[f"{side}_documents"] = part.num_documents
+            fact[f"{side}_bytes"] = part.num_bytes
+            fact[f"{side}_tokens"] = part.stop - part.start - 1
+        facts.append(fact)
+    return facts
+
+
+def _split(corpus: Corpus, counts: Sequence[int], config: DataConfig) -> Split:
+    """The split of the whole; in a mixture of each source by itself, for each has both sides."""
+    if not config.weights:
+        return split_documents(corpus.lengths, corpus.digests, config.valid_fraction)
+    ends, found = np.cumsum([0, *counts]).tolist(), []
+    for source, start, stop in zip(config.sources, ends, ends[1:], strict=False):
+        if start == stop:
+            said = "; ".join(corpus.notes)
+            raise UserError(
+                f"the source '{source}' holds no text of its own, and it has a weight"
+                + (f": {said}" if said else "")
+            )
+        try:
+            found.append(
+                split_documents(corpus.lengths[start:stop], corpus.digests[start:stop], config.valid_fraction)
+            )
+        except UserError as error:
+            raise UserError(f"'{source}': {error}") from None
+    rules = dict.fromkeys(split.rule for split in found)
+    return Split(np.concatenate([split.cuts for split in found]), "of each source " + "; or ".join(rules))
 
 
 def _recipe(config: DataConfig) -> str:
@@ -231,14 +326,6 @@ def _recipe(config: DataConfig) -> str:
 def _key(corpus: Corpus, identity: str, split: str) -> str:
     parts = {"version": FORMAT_VERSION, "content": corpus.sha256, "tokenizer": identity, "split": split}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _check_length(what: str, file: TokenFile, context: int) -> None:
-    if len(file) < context + 1:
-        raise UserError(
-            f"{what} is {len(file)} tokens long, fewer than the context of {context} + 1: "
-            f"give a longer text or a context of at most {len(file) - 1}"
-        )
 
 
 def _facts(corpus: Corpus, tokenizer: Tokenizer, said: _Said) -> dict[str, Any]:

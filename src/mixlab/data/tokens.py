@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import sys
@@ -38,6 +39,10 @@ except ImportError:  # Windows
 
 _LIST, _COUNTS = "files.json", "counts.json"
 _BUILDING = ".building-"
+
+# Bytes of a mapped file that may be held, and how much of it comes with a byte that is read (Linux maps what
+# is around it too).
+_HELD_PAGES, _FAULT = 1 << 26, 1 << 16
 
 # What a killed process left is removed when nobody has gone on with it for a week, a weekend included.
 _ABANDONED_SECONDS = 7 * 24 * 3600
@@ -66,19 +71,75 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one source of a mixture gave to a stream: `tokens[start:stop]`, itself a stream that starts with
+    0."""
+
+    name: str
+    start: int
+    stop: int
+    num_bytes: int
+    num_documents: int
+
+    def of(self, tokens: np.ndarray) -> np.ndarray:
+        """The part of the stream that is this source's."""
+        return tokens[self.start : self.stop]
+
+
+@dataclass(frozen=True)
 class TokenFile:
     """A stream of token ids that starts with 0; every later token is predicted once.
 
     `tokens` is 1-D, uint8, uint16 or uint32, usually memory-mapped and read-only. `num_bytes` is what those
-    predictions cover: the documents' UTF-8 bytes and one for each document's end.
+    predictions cover: the documents' UTF-8 bytes and one for each document's end. `parts`: the sources of a
+    mixture, in order; neighbours share the 0 between them.
+
+    How it is to be evaluated: `scored` tokens of it (0: all), and whether documents are kept `apart`.
     """
 
     tokens: np.ndarray
     num_bytes: int
     num_documents: int = 1
+    parts: tuple[Part, ...] = ()
+    scored: int = 0
+    apart: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def each(self) -> tuple[Part, ...]:
+        """The parts, or the whole as one without a name."""
+        return self.parts or (Part("", 0, len(self.tokens), self.num_bytes, self.num_documents),)
+
+
+class Pages:
+    """Lets go of the pages of a memory-mapped array that were read, now and then.
+
+    They are the system's to drop, but until it wants them they count as this process's memory, in the end
+    the whole file's size.
+    """
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        large = tokens.nbytes > _HELD_PAGES and hasattr(mmap, "MADV_DONTNEED")
+        self._map = getattr(tokens, "_mmap", None) if large else None
+        self._itemsize, self._read = tokens.itemsize, 0
+
+    def read(self, rows: int, length: int) -> None:
+        """So many rows of so many tokens each are about to be read."""
+        if self._map is not None:
+            self._read += rows * (length * self._itemsize + _FAULT)
+            if self._read > _HELD_PAGES:
+                self._map.madvise(mmap.MADV_DONTNEED)
+                self._read = 0
+
+
+def check_length(what: str, tokens: int, context: int) -> None:
+    """UserError for fewer than `context` + 1 tokens."""
+    if tokens < context + 1:
+        raise UserError(
+            f"{what} is {tokens} tokens long, fewer than the context of {context} + 1: "
+            f"give a longer text or a context of at most {tokens - 1}"
+        )
 
 
 def default_cache_dir() -> Path:
@@ -195,7 +256,8 @@ def _claimed(folder: Path, waiting: Callable[[], None]) -> Iterator[Path]:
     earlier one left is not gone on with.
     """
     while True:
-        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # not exist_ok: it may be renamed while that looks
+            folder.mkdir()
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(_lock(folder, wait=False))

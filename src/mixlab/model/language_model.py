@@ -231,9 +231,16 @@ class LanguageModel(nn.Module):
             smooth = label_smoothing * (target - logits.mean(-1)).sum()
         return torch.stack([nats, z, smooth])
 
-    def score(self, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """Natural log-probability, float32, of each target after its row's inputs; rows start afresh."""
-        x, _ = self.hidden(inputs)
+    def score(
+        self,
+        inputs: Int[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        *,
+        segment: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T"]:
+        """Natural log-probability, float32, of each target after its row's inputs (those of its `segment`);
+        rows start afresh."""
+        x, _ = self.hidden(inputs, segment=segment)
         check_rows("targets", targets, inputs)
         rows = max(1, CHUNK_LOGITS // self.vocab_size)
         chunks = zip(x.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)

@@ -29,9 +29,10 @@ _NOTHING = -1  # a position before the first token: no token, not even <s>
 
 @dataclass(frozen=True, kw_only=True)
 class NGramConfig:
-    """What an n-gram run chooses."""
+    """What an n-gram run chooses. Of a longer text `max_tokens` (0: all), evenly spread, are counted."""
 
     order: int = 6  # the best of 1..8 on character text of a few MB, and what KenLM's default build stops at
+    max_tokens: int = 20_000_000  # 1.2 GB of memory for bytes of prose, 6 GB for tokens drawn at random
 
 
 class NGramState(NamedTuple):
@@ -96,6 +97,11 @@ class NGram:
     def order(self) -> int:
         """The length of the longest n-gram."""
         return len(self._levels)
+
+    @property
+    def grams(self) -> tuple[int, ...]:
+        """How many n-grams of each length are stored."""
+        return tuple(len(level.log_prob) for level in self._levels)
 
     @property
     def parameters(self) -> int:

@@ -308,6 +308,8 @@ class RunConfig:
             _require(
                 1 <= self.ngram.order <= MAX_ORDER, "ngram.order", self.ngram.order, f"from 1 to {MAX_ORDER}"
             )
+            most = self.ngram.max_tokens
+            _require(most >= 0, "ngram.max_tokens", most, "0 (all) or a number of tokens")
         return self
 
     def _check_batch(self, context: int) -> None:

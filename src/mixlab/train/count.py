@@ -12,6 +12,7 @@ from mixlab.model.config import ModelConfig
 from mixlab.model.ngram import NGram
 from mixlab.train import checkpoint, machine
 from mixlab.train.config import RunConfig
+from mixlab.train.counted import tokens_to_count
 from mixlab.train.counters import Clock
 from mixlab.train.evaluate import evaluate
 from mixlab.train.files import disk_errors, write_text
@@ -39,10 +40,9 @@ def count(
     clock = Clock()
     with disk_errors(f"to {folder.path}", failure=UserError):
         cut_back(folder.metrics, 0)
-    model = NGram.train(
-        dataset.train.tokens, order=config.ngram.order, vocab_size=dataset.tokenizer.vocab_size
-    )
-    tokens, seconds = len(dataset.train) - 1, clock.lap()
+    streams = tokens_to_count(dataset, config.ngram, lambda text: report({"kind": "note", "message": text}))
+    model = NGram.train(streams, order=config.ngram.order, vocab_size=dataset.tokenizer.vocab_size)
+    tokens, seconds = sum(map(len, streams)) - 1, clock.lap()
     totals = {"step": 1, "tokens": tokens, "seconds": seconds, "flops": 0}
 
     def write(path: Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from mixlab.data import TokenFile, eval_windows
+from mixlab.data.tokens import Part
 from mixlab.errors import RunFailed
 from mixlab.model.scorer import Scorer
+from mixlab.parts.shift import document_starts
 from mixlab.train import shortage
 from mixlab.train.precision import autocast, resolve
 
@@ -34,6 +36,7 @@ class Evaluation:
     nats_per_token: the mean loss; perplexity: e to that. tokens: how many were predicted.
     loss_by_position: mean nats of the tokens that follow 1, 2, ... tokens of context; windows do not
     overlap, so it is `context` long (less for a shorter text).
+    sources: name -> bits per byte of each source of a mixture; empty otherwise.
     """
 
     bits_per_byte: float
@@ -42,10 +45,12 @@ class Evaluation:
     tokens: int
     bytes: int
     loss_by_position: list[float]
+    sources: dict[str, float] = field(default_factory=dict)
 
     def line(self) -> dict[str, Any]:
         """What metrics.jsonl says of it; its own "tokens" are those of training."""
-        return {key: value for key, value in asdict(self).items() if key not in ("tokens", "bytes")}
+        left_out = ("tokens", "bytes") if self.sources else ("tokens", "bytes", "sources")
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
 
 
 def evaluate(
@@ -58,6 +63,10 @@ def evaluate(
     stop: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """Score every token of `text` after the first once, in windows of `context` tokens that start afresh.
+
+    Of a text that says so, only `text.scored` tokens, evenly spread; bytes are then those of the text in
+    proportion. With `text.apart` a model reads no document before the one it predicts. The sources of a
+    mixture have windows of their own, and the total is of all they have, whatever their weights.
 
     A model is put in eval mode for the time being. batch_size: windows at a time, by default those of TOKENS;
     where memory is short, all begins again with half of them. dtype: as in `TrainConfig`; log-probabilities
@@ -74,7 +83,9 @@ def evaluate(
         while True:
             try:
                 with torch.no_grad(), autocast(device, resolve(dtype, device)):
-                    nats, count = _score(scorer, text, context, rows, device, stop)
+                    sums = {
+                        part: _score(scorer, part, text, context, rows, device, stop) for part in text.each()
+                    }
                 break
             except (RuntimeError, MemoryError) as error:
                 if not shortage.ran_out(error):
@@ -88,35 +99,70 @@ def evaluate(
     finally:
         if module is not None:
             module.train(training)
-    total, tokens = float(nats.sum()), int(count.sum())
-    mean = total / tokens
-    reached = count > 0
-    return Evaluation(
-        bits_per_byte=total / math.log(2) / text.num_bytes,
-        nats_per_token=mean,
-        perplexity=math.exp(mean) if mean < 700 else math.inf,  # e**710 is past what a float holds
-        tokens=tokens,
-        bytes=text.num_bytes,
-        loss_by_position=(nats[reached] / count[reached]).tolist(),
-    )
+    return _evaluation(sums)
+
+
+class _Sums(NamedTuple):
+    """By position in the context: nats, and how many tokens; and the bytes that these tokens stand for."""
+
+    nats: Tensor
+    tokens: Tensor
+    bytes: float
 
 
 def _score(
     scorer: Scorer,
+    part: Part,
     text: TokenFile,
     context: int,
     rows: int,
     device: torch.device,
     stop: Callable[[], bool] | None,
-) -> tuple[Tensor, Tensor]:
-    """Nats of the whole text, and how many tokens they are of, by position in the window."""
+) -> _Sums:
+    """The sums over one part of the text."""
     nats = torch.zeros(context, dtype=torch.float64)
     count = torch.zeros(context, dtype=torch.int64)
-    for inputs, targets in eval_windows(text.tokens, context=context, batch_size=rows):
+    targets = part.stop - part.start - 1
+    most = math.ceil(text.scored * targets / (len(text) - 1)) if text.scored else 0
+    apart = text.apart and isinstance(scorer, nn.Module)
+    windows = eval_windows(part.of(text.tokens), context=context, batch_size=rows, most=most, apart=apart)
+    for inputs, wanted, *segment in windows:
         if stop is not None and stop():
             raise EvaluationStopped
-        scores = scorer.score(inputs.to(device), targets.to(device))  # (B, T)
-        length = scores.shape[1]
-        nats[:length] -= scores.double().sum(0).cpu()
-        count[:length] += scores.shape[0]
-    return nats, count
+        x, y = inputs.to(device), wanted.to(device)
+        if segment:
+            scores = cast(Any, scorer).score(x, y, segment=segment[0].to(device))  # (B, T)
+            at = _places(segment[0]).flatten()
+            nats.index_add_(0, at, -scores.double().cpu().flatten())
+            count.index_add_(0, at, torch.ones_like(at))
+        else:
+            scores = scorer.score(x, y)
+            length = scores.shape[1]
+            nats[:length] -= scores.double().sum(0).cpu()
+            count[:length] += scores.shape[0]
+    return _Sums(nats, count, part.num_bytes * (int(count.sum()) / targets))
+
+
+def _places(segment: Tensor) -> Tensor:
+    """Index of each token of packed rows (B, T) in its segment."""
+    index = torch.arange(segment.shape[1]).expand_as(segment)
+    return index - torch.where(document_starts(segment), index, 0).cummax(1).values
+
+
+def _evaluation(sums: Mapping[Part, _Sums]) -> Evaluation:
+    nats = torch.stack([part.nats for part in sums.values()]).sum(0)
+    count = torch.stack([part.tokens for part in sums.values()]).sum(0)
+    size = sum(part.bytes for part in sums.values())
+    total, tokens = float(nats.sum()), int(count.sum())
+    mean = total / tokens
+    reached = count > 0
+    bits = {part.name: float(found.nats.sum()) / math.log(2) / found.bytes for part, found in sums.items()}
+    return Evaluation(
+        bits_per_byte=total / math.log(2) / size,
+        nats_per_token=mean,
+        perplexity=math.exp(mean) if mean < 700 else math.inf,  # e**710 is past what a float holds
+        tokens=tokens,
+        bytes=round(size),
+        loss_by_position=(nats[reached] / count[reached]).tolist(),
+        sources=bits if len(sums) > 1 else {},
+    )

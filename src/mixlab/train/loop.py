@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mixlab.config import to_mapping
-from mixlab.data import Batches, Dataset, load_tokenizer, prepare
+from mixlab.data import Dataset, load_tokenizer, prepare
 from mixlab.errors import RunFailed, UserError
 from mixlab.model.language_model import build_model
 from mixlab.train import checkpoint, diagnose, machine, meters, randomness
@@ -134,7 +134,9 @@ class Trainer:
         self.model.set_progress(0.0)  # before the optimizers: parameters that serve training alone come now
         self.optimizers = Optimizers(self.model, self.config.optimizer)
         rows = self.config.rows(self.context)
-        self.batches = Batches(dataset.train, context=self.context, batch_size=rows, seed=self.config.seed)
+        self.batches = dataset.batches(context=self.context, batch_size=rows, seed=self.config.seed)
+        for sentence in self.batches.notes():
+            self.note(sentence)
         self.done = Counters()
         average = Average(self.model, self.config.ema) if self.config.ema else None
         self.state = State(self.model, self.optimizers, self.batches, self.done, self.device, average)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -63,6 +63,7 @@ class Run:
         That is with the run's context and `train.dtype`, on the GPU if there is one: of the same
         text it gives the same numbers on the same machine.
         """
+        text = replace(text, apart=self.config.data.packing == "documents")
         if self.config.model is None:
             return evaluate(self.load(), text, context=self.context, dtype="float32")
         scorer = self.load(machine.default_device())

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mixlab.data.batches import Pair
+from mixlab.data.batches import Batch
 from mixlab.errors import RunFailed, UserError
 from mixlab.train import diagnose, shortage
 from mixlab.train.config import TrainConfig
@@ -103,7 +103,7 @@ class Stepper:
         ratios = update.ratios() if update else None
         return Taken(losses[0], lr, norm, self.flops + passes.flops, added, ratios)
 
-    def gradient(self) -> tuple[Pair, list[float], float]:
+    def gradient(self) -> tuple[Batch, list[float], float]:
         """The next batch, its losses and gradient norm; the gradient, clipped, is left with the parameters.
 
         Where memory is short the same batch is tried again in smaller micro-batches, from the same random
@@ -143,7 +143,7 @@ class Stepper:
             f"a step is still {self.tokens} tokens"
         )
 
-    def clip(self, losses: Tensor, batch: Pair) -> tuple[list[float], float]:
+    def clip(self, losses: Tensor, batch: Batch) -> tuple[list[float], float]:
         """(losses, gradient norm before it is clipped) of a batch; RunFailed if any is not finite."""
         mean = mean_over_ranks(losses, self.tokens)
         *found, norm = torch.cat([mean, self.state.optimizers.clip()[None]]).tolist()
@@ -151,39 +151,42 @@ class Stepper:
             raise RunFailed(self.what_went_bad(found[0], norm, *batch))
         return found, norm
 
-    def backward(self, inputs: Tensor, targets: Tensor, *, stops: bool = True, plain: bool = False) -> Tensor:
+    def backward(self, *batch: Tensor, stops: bool = True, plain: bool = False) -> Tensor:
         """Add up the gradients of the batch, a micro-batch at a time; returns its mean losses, nats a token.
 
         They are three: see `LanguageModel.losses`. plain: the gradient is of the first alone. StepStopped, if
         it `stops`, where a stop is requested before the last micro-batch.
         """
         total = torch.zeros(1 + len(TERMS), device=self.state.device)
-        pieces = zip(*(t.tensor_split(self.micro_batches) for t in (inputs, targets)), strict=True)
-        for piece, (x, y) in enumerate(pieces):
-            if stops and piece and self.stop.requested:
+        pieces = zip(*(t.tensor_split(self.micro_batches) for t in batch), strict=True)
+        for number, piece in enumerate(pieces):
+            if stops and number and self.stop.requested:
                 raise StepStopped
             # Weighted by its tokens, so that pieces of unequal size still sum to the batch's own mean.
-            losses = self.loss(x, y) * (y.numel() / targets.numel())
+            losses = self.loss(*piece) * (piece[1].numel() / batch[1].numel())
             (losses[0] if plain else losses.sum()).backward()
             total += losses.detach()
         return total
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, inputs: Tensor, targets: Tensor, segment: Tensor | None = None) -> Tensor:
         """The model's loss, and what each of TERMS adds to it, on this device in this run's precision."""
         device = self.state.device
         inputs, targets = (t.to(device, non_blocking=True) for t in (inputs, targets))
+        segment = None if segment is None else segment.to(device, non_blocking=True)
+        terms = {name: getattr(self.config, name) for name in TERMS}
         with autocast(device, self.bfloat16):
-            return self.state.model.losses(
-                inputs, targets, **{name: getattr(self.config, name) for name in TERMS}
-            )
+            return self.state.model.losses(inputs, targets, segment=segment, **terms)
 
     @torch.no_grad()
-    def draw(self, inputs: Tensor) -> Tensor:
+    def draw(self, inputs: Tensor, segment: Tensor | None = None) -> Tensor:
         """A token after each of `inputs` (B, T), by the model's own probabilities."""
         drawn = []
-        for x in inputs.tensor_split(self.micro_batches):
+        given = [inputs] if segment is None else [inputs, segment]
+        for x, *s in zip(
+            *(t.to(self.state.device).tensor_split(self.micro_batches) for t in given), strict=True
+        ):
             with autocast(self.state.device, self.bfloat16):
-                logits = self.state.model(x.to(self.state.device)).logits
+                logits = self.state.model(x, segment=s[0] if s else None).logits
             probabilities = logits.float().flatten(0, 1).softmax(-1)
             drawn.append(torch.multinomial(probabilities, 1).view_as(x))
         return torch.cat(drawn)
@@ -192,14 +195,14 @@ class Stepper:
         """Set `flops`: backward costs two forwards, as a product has a gradient for each of its factors."""
         self.flops = 3 * self.state.model.flops(self.context) * self.rows
 
-    def what_went_bad(self, loss: float, norm: float, inputs: Tensor, targets: Tensor) -> str:
+    def what_went_bad(self, loss: float, norm: float, *batch: Tensor) -> str:
         """The message for a step that cannot be taken: which number, where it began, what usually helps."""
         what = (
             f"the loss is {loss}"
             if not math.isfinite(loss)
             else f"the gradient norm is {norm} (loss {loss:.4g})"
         )
-        where = diagnose.explain(self.state.model, lambda: self.loss(inputs, targets))
+        where = diagnose.explain(self.state.model, lambda: self.loss(*batch))
         lr = self.config.optimizer.lr
         return f"{what} at step {self.state.done.step + 1}: {where}; try a train.optimizer.lr below {lr:g}"
 
@@ -219,7 +222,7 @@ class FurtherPasses:
     Parameters are not where a checkpoint may find them then: these passes do not stop half-way.
     """
 
-    def __init__(self, stepper: Stepper, batch: Pair) -> None:
+    def __init__(self, stepper: Stepper, batch: Batch) -> None:
         self.stepper, self.batch = stepper, batch
         self.flops = 0
 
@@ -233,7 +236,8 @@ class FurtherPasses:
     def drawn(self) -> int:
         """Gradients towards drawn tokens, as they are; the forward that draws them is a pass of its own."""
         self.stepper.state.optimizers.drop_gradients()
-        inputs, targets = self.batch
-        self.stepper.backward(inputs, self.stepper.draw(inputs), stops=False, plain=True)
+        inputs, targets, *segment = self.batch
+        drawn = self.stepper.draw(inputs, *segment)
+        self.stepper.backward(inputs, drawn, *segment, stops=False, plain=True)
         self.flops += self.stepper.flops * 4 // 3
         return targets.numel()
