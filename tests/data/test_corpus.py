@@ -194,29 +194,10 @@ def test_parquet_without_its_library_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "dataset_info.json").write_text("{}")
+    for name in ("dataset_info.json", "state.json"):
+        (tmp_path / "saved" / name).write_text("{}")
     assert "pip install 'mixlab[data]'" in refused(tmp_path / "x.parquet")
     assert "pip install 'mixlab[data]'" in refused(tmp_path / "saved")
-
-
-def test_parquet_is_read_by_column(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow comes with mixlab[data]")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pyarrow.table({"body": ["one", None, "two"], "n": [1, 2, 3]}), tmp_path / "x.parquet")
-    assert read(tmp_path / "x.parquet", text_field="body").documents == ("one", "two")
-    assert "no column 'bdy'" in refused(tmp_path / "x.parquet", text_field="bdy")
-    assert "is int, not text" in refused(tmp_path / "x.parquet", text_field="n")
-    (tmp_path / "y.parquet").write_bytes(b"not parquet")
-    assert "not a readable parquet file" in refused(tmp_path / "y.parquet")
-
-
-def test_a_datasets_folder_is_read_by_column(tmp_path):
-    datasets = pytest.importorskip("datasets", reason="datasets comes with mixlab[data]")
-    data = datasets.Dataset.from_dict({"text": ["one", "two"]})
-    data.save_to_disk(str(tmp_path / "plain"))
-    datasets.DatasetDict({"train": data, "test": data}).save_to_disk(str(tmp_path / "parts"))
-    assert read(tmp_path / "plain").documents == ("one", "two")
-    assert read(tmp_path / "parts").documents == ("one", "two") * 2
 
 
 def test_the_hash_sees_text_boundaries_and_order(tmp_path):

@@ -143,7 +143,7 @@ class Batches:
         packing: str = "stream",
         weights: Sequence[float] = (),
     ) -> None:
-        file = tokens if isinstance(tokens, TokenFile) else TokenFile(np.asarray(tokens), 0)
+        file = tokens if isinstance(tokens, TokenFile) else TokenFile(np.asanyarray(tokens), 0)
         if context < 1 or batch_size < 1:
             raise UserError(f"context is {context} and batch_size {batch_size}; both must be at least 1")
         if seed < 0:
@@ -152,13 +152,14 @@ class Batches:
             raise unknown("packing", packing, PACKINGS)
         self.tokens, self.context, self.batch_size = file.tokens, context, batch_size
         self.parts: Sequence[Part | None] = file.parts if weights else (None,)
-        streams = [file.tokens if part is None else part.of(file.tokens) for part in self.parts]
-        for part, stream in zip(self.parts, streams, strict=True):
-            check_length("the text" if part is None else f"'{part.name}'", len(stream), context)
+        stream = np.asarray(file.tokens)  # a memmap's own indexing is slower
+        streams = [stream if part is None else part.of(stream) for part in self.parts]
+        for part, own in zip(self.parts, streams, strict=True):
+            check_length("the text" if part is None else f"'{part.name}'", len(own), context)
         numbers = range(len(streams)) if weights else (None,)
         self.sources = [
-            Source(stream, context=context, seed=seed, packing=packing, number=number)
-            for stream, number in zip(streams, numbers, strict=True)
+            Source(own, context=context, seed=seed, packing=packing, number=number)
+            for own, number in zip(streams, numbers, strict=True)
         ]
         self.quota = Quota(weights) if weights else None
         self._pages = Pages(self.tokens)
@@ -239,11 +240,12 @@ def eval_windows(
     not exceed it (but one at least), evenly spread. apart: segment numbers come third, by which documents
     know nothing of each other.
     """
-    stream = tokens.tokens if isinstance(tokens, TokenFile) else np.asarray(tokens)
+    mapped = tokens.tokens if isinstance(tokens, TokenFile) else np.asanyarray(tokens)
+    stream, pages = np.asarray(mapped), Pages(mapped)
     if context < 1 or batch_size < 1:
         raise UserError(f"context is {context} and batch_size {batch_size}; both must be at least 1")
     full, rest = divmod(max(len(stream) - 1, 0), context)
-    starts, pages = np.arange(full) * context, Pages(stream)
+    starts = np.arange(full) * context
     if 0 < most < len(stream) - 1 and full:
         chosen = max(1, most // context)
         starts, rest = (np.arange(chosen) * full // chosen) * context, 0

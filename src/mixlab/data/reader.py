@@ -15,7 +15,6 @@ from mixlab.data.formats import (
     Decoder,
     LongestLine,
     Piece,
-    clean_text,
     json_rows,
     looks_binary,
     whole_gzip,
@@ -142,9 +141,9 @@ class Reader:
 
     def _columns(self, path: Path) -> Iterator[Piece]:
         before = self.read
-        for texts, behind in read_column(path, self._text_field):
+        for rows, behind in read_column(path, self._text_field):
             self.read = before + behind
-            yield from self._rows(str(path), map(clean_text, texts))
+            yield from self._rows(str(path), rows)
 
     def _rows(self, name: str, rows: Iterable[tuple[str, int]]) -> Iterator[Piece]:
         for text, replaced in rows:

@@ -10,7 +10,10 @@ from pathlib import Path
 from mixlab.errors import UserError
 
 # Marks of a folder written by `datasets.Dataset.save_to_disk`: it is one source, not a folder of texts.
-DATASET_MARKS = ("dataset_info.json", "dataset_dict.json")
+DATASET_MARKS = (("dataset_dict.json",), ("dataset_info.json", "state.json"))
+
+# What lies beside the .parquet files of a dataset and is no text of it.
+BESIDE_PARQUET = ("README.md", "dataset_infos.json", "dataset_info.json")
 
 
 def find_files(source: str) -> list[Path]:
@@ -43,7 +46,7 @@ def find_files(source: str) -> list[Path]:
 
 def is_dataset_folder(path: Path) -> bool:
     """Whether `path` is a folder written by the `datasets` library."""
-    return any((path / mark).is_file() for mark in DATASET_MARKS)
+    return any(all((path / name).is_file() for name in names) for names in DATASET_MARKS)
 
 
 def resolved(path: Path, folders: dict[str, str]) -> str:
@@ -84,6 +87,8 @@ def _below(path: Path) -> list[Path]:
         found.extend(here / d for d in kept if is_dataset_folder(here / d))
         folders[:] = [d for d in kept if not is_dataset_folder(here / d)]
         found.extend(here / f for f in files if not f.startswith(".") and (here / f).is_file())
+    if any(file.suffix.lower() == ".parquet" for file in found):
+        found = [file for file in found if file.name not in BESIDE_PARQUET]
     if not found:
         raise UserError(f"the folder '{path}' holds no files (hidden ones are left out)")
     return sorted(found, key=lambda file: file.parts)
