@@ -40,9 +40,9 @@ except ImportError:  # Windows
 _LIST, _COUNTS = "files.json", "counts.json"
 _BUILDING = ".building-"
 
-# Bytes of a mapped file that may be held, and how much of it comes with a byte that is read (Linux maps what
-# is around it too).
-_HELD_PAGES, _FAULT = 1 << 26, 1 << 16
+# Bytes of a mapped file that may be held, and the most of it that comes with a byte that is read: Linux maps
+# what it has around it too, up to a huge page.
+_HELD_PAGES, _FAULT = 1 << 27, 1 << 21
 
 # What a killed process left is removed when nobody has gone on with it for a week, a weekend included.
 _ABANDONED_SECONDS = 7 * 24 * 3600
