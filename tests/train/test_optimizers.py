@@ -439,7 +439,7 @@ def test_the_record_counts_the_further_passes(config, tmp_path):
 
 
 def test_drawn_tokens_follow_the_models_own_probabilities():
-    def model(tokens):  # the next token is the same or, one time in four, the one after it
+    def model(tokens, segment=None):  # the next token is the same or, one time in four, the one after it
         p = torch.eye(5)[tokens] * 0.75 + torch.eye(5)[(tokens + 1) % 5] * 0.25
         return SimpleNamespace(logits=p.log())
 

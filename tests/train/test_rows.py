@@ -78,11 +78,18 @@ def test_the_model_is_given_the_numbers_of_the_documents_in_every_micro_batch(ma
         return real(self, inputs, targets, **rest)
 
     monkeypatch.setattr(LanguageModel, "losses", losses)
-    train(made(**PACKED), tmp_path / "run", progress=stop_at(2))
+    config = made(**PACKED)
+    train(config, tmp_path / "run", progress=stop_at(2))
     assert len(seen) == 4  # two micro-batches a step
-    for inputs, segment in seen:
-        begins = inputs[:, 1:] == 0  # a document reads the end of the one before first
-        assert begins.any() and torch.all((segment[:, 1:] > segment[:, :-1]) >= begins)
+    rows = config.train.rows(16)
+    batches = prepare(config.data).batches(context=16, batch_size=rows, seed=config.train.seed)
+    numbers = []
+    for step in (seen[:2], seen[2:]):
+        inputs, _, segment = batches.next()
+        assert torch.equal(torch.cat([piece for piece, _ in step]), inputs)
+        assert torch.equal(torch.cat([piece for _, piece in step]), segment)
+        numbers.append(segment)
+    assert torch.cat(numbers).max() > 0
 
 
 def test_packing_and_weights_change_what_is_drawn(made):
