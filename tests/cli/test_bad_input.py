@@ -55,6 +55,12 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "two lengths": ([*TRAIN, "--minutes", "1"], "give one of --steps and --minutes"),
     "length twice": ([*TRAIN, "--set", "train.steps=3"], "--steps and --set train.steps say the same"),
     "length in two ways": ([*TRAIN, "--set", "train.minutes=3"], "--steps and --set train.minutes"),
+    "weights": ([*TRAIN, "--weights", "3,x"], "--weights: '3,x' is no list of numbers, such as 3,1"),
+    "more weights than texts": ([*TRAIN, "--weights", "3,1"], "weights has 2 numbers for 1 source"),
+    "weights twice": (
+        [*TRAIN, "--weights", "1", "--set", "data.weights=[2]"],
+        "--weights and --set data.weights say the same",
+    ),
     "seed twice": (
         [*TRAIN, "--seed", "1", "--set", "train.seed=1"],
         "--seed and --set train.seed say the same",
