@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from mixlab.report import write_report
+from mixlab.cli.report import merge
+from mixlab.report import from_run, write_report
 from tests.report.synthetic import comparison
+from tests.report.test_from_run import CONFIG, run
+from tests.report.test_meters import lines as metered_lines
 
 FLAGS = [
     "--headless=new",
@@ -107,6 +110,23 @@ def figures(browser: Any) -> dict[str, dict[str, Any]]:
     )
 
 
+def texts_outside(browser: Any) -> list[str]:
+    """The texts of figures that stand over their figure's edge."""
+    found: list[str] = browser.execute_script(
+        """
+        return [...document.querySelectorAll(".plot")].flatMap((div) => {
+          const frame = div.getBoundingClientRect();
+          return [...div.querySelectorAll("text")].filter((text) => {
+            const r = text.getBoundingClientRect();
+            const beside = r.left < frame.left - 1 || r.right > frame.right + 1;
+            return r.width && (beside || r.bottom > frame.bottom + 1);
+          }).map((text) => div.dataset.figure + ": " + text.textContent);
+        });
+        """
+    )
+    return found
+
+
 def test_every_figure_draws(browser: Any, media: Callable[..., None]) -> None:
     drawn = figures(browser)
     assert len(drawn) == 6
@@ -135,19 +155,7 @@ def test_nothing_scrolls_sideways_and_figures_fit(
 def test_labels_stay_inside_their_figure(browser: Any, media: Callable[..., None]) -> None:
     for width in (375, 1280):
         media(width=width)
-        outside = browser.execute_script(
-            """
-            return [...document.querySelectorAll(".plot")].flatMap((div) => {
-              const frame = div.getBoundingClientRect();
-              return [...div.querySelectorAll("text")].filter((text) => {
-                const r = text.getBoundingClientRect();
-                const beside = r.left < frame.left - 1 || r.right > frame.right + 1;
-                return r.width && (beside || r.bottom > frame.bottom + 1);
-              }).map((text) => div.dataset.figure + ": " + text.textContent);
-            });
-            """
-        )
-        assert outside == [], width
+        assert texts_outside(browser) == [], width
 
 
 def test_figures_follow_the_colour_scheme(browser: Any, media: Callable[..., None]) -> None:
@@ -267,4 +275,28 @@ def test_a_page_of_one_run_draws_too(browser: Any, tmp_path: Path) -> None:
     settle(browser)
     drawn = figures(browser)
     assert len(drawn) == 6 and all(figure["traces"] > 0 for figure in drawn.values())
+    assert browser.get_log("browser") == []
+
+
+def test_the_meters_of_runs_draw_and_fit(browser: Any, media: Callable[..., None], tmp_path: Path) -> None:
+    folders = []
+    for name in ("a-run-with-a-long-name", "two"):
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        run(folders[-1], metered_lines(), CONFIG.replace("gru", name, 1))
+    for page in ([folders[0]], folders):
+        browser.get(write_report(merge([from_run(f) for f in page], page), tmp_path / "r.html").as_uri())
+        for width in (375, 1280):
+            media(width=width)
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            drawn = {name: f for name, f in figures(browser).items() if name.startswith("meter-")}
+            assert len(drawn) >= 9
+            for name, figure in drawn.items():
+                assert figure["lines"] > 0 and figure["svg"][1] == figure["height"], name
+            assert texts_outside(browser) == [], width
+        bands = browser.execute_script(
+            "return [...document.querySelectorAll('.plot')].filter((div) => "
+            "div.querySelector('.shapelayer path, .layer-below path')).map((div) => div.dataset.figure)"
+        )
+        assert {f"meter-{name}" for name in ("attention_logit", "effective_rank", "dead_units")} <= set(bands)
     assert browser.get_log("browser") == []

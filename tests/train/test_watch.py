@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,15 +12,14 @@ import torch
 
 from mixlab.model.language_model import build_model
 from mixlab.parts.contract import available
+from mixlab.train.bands import BANDS, warning
 from mixlab.train.watch import (
-    BANDS,
     SILENT,
     STREAM,
     WatchList,
     attention_entropy,
     dead,
     effective_rank,
-    warning,
 )
 
 CPU = torch.device("cpu")
@@ -224,3 +224,16 @@ def test_the_worst_place_is_named_and_news_are_told_once():
     assert seen.news(found) == list(found.values())
     assert seen.news(seen.look(ratios)["warnings"]) == []
     assert seen.news({**found, "dead_units": "x"}) == ["x"]
+
+
+def test_a_warning_has_the_digits_that_show_it_is_outside():
+    band = BANDS["attention_logit"]
+    for value, shown in ((100.2, "100.2"), (100.0004, "100.0004"), (123.456, "123")):
+        assert f"logit is {shown} in layer 1, healthy up to 100:" in band.sentence(value, "layer 1")
+
+
+def test_the_page_on_training_states_the_bands():
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    table = page[page.index("| number | healthy |") :].splitlines()[2:]
+    stated = [row.split("|")[2].strip() for row in table[: len(BANDS)]]
+    assert sorted(stated) == sorted(band.limit for band in BANDS.values())

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from mixlab.report.curves import Curve, by_position, eval_curve, log_bins, reach, training_curve
 from mixlab.report.units import count, percent
 from mixlab.report.view import ModelView, mapping, number
 
 COMPONENTS = ("embedding", "temporal", "feature", "norm", "head")
-MARGIN = {"l": 58, "r": 92, "t": 22, "b": 48}  # the top has room for Plotly's buttons
+MARGIN = {"l": 58, "r": 96, "t": 22, "b": 48}  # the top has room for Plotly's buttons
 HEIGHT = 400
 LABEL_GAP = 15  # pixels between two direct labels, just above the font's height
 
@@ -108,9 +108,23 @@ def y_range(curves: list[Curve], levels: list[float]) -> list[float]:
     return [lowest - pad, top + pad]
 
 
-def labels(ends: list[tuple[ModelView, float]], span: list[float]) -> list[dict[str, Any]]:
-    """The models' names at the right edge, where their lines end, pushed apart where they meet."""
-    plot = HEIGHT - MARGIN["t"] - MARGIN["b"]
+class Named(Protocol):
+    """What has a name and a colour: a model, or a line of its own."""
+
+    @property
+    def name(self) -> str:
+        """As it is written at the edge."""
+
+    @property
+    def slot(self) -> str:
+        """Its colour's name in the palette."""
+
+
+def labels(
+    ends: Sequence[tuple[Named, float]], span: list[float], height: int = HEIGHT
+) -> list[dict[str, Any]]:
+    """The names at the right edge, where their lines end, pushed apart where they meet."""
+    plot = height - MARGIN["t"] - MARGIN["b"]
     scale = plot / (span[1] - span[0])
     gap = min(LABEL_GAP, plot / len(ends))
     ordered = sorted(ends, key=lambda end: end[1])
@@ -124,8 +138,8 @@ def labels(ends: list[tuple[ModelView, float]], span: list[float]) -> list[dict[
         top = places[index] - gap
     return [
         {
-            "name": model.name,
-            "text": _short(model.name),
+            "name": line.name,
+            "text": _short(line.name),
             "xref": "paper",
             "x": 1,
             "xanchor": "left",
@@ -134,13 +148,13 @@ def labels(ends: list[tuple[ModelView, float]], span: list[float]) -> list[dict[
             "y": place / plot,
             "yanchor": "middle",
             "showarrow": False,
-            "font": {"color": f"${model.slot}", "size": 12.5},
+            "font": {"color": f"${line.slot}", "size": 12.5},
         }
-        for (model, _), place in zip(ordered, places, strict=True)
+        for (line, _), place in zip(ordered, places, strict=True)
     ]
 
 
-def _short(name: str, most: int = 13) -> str:
+def _short(name: str, most: int = 11) -> str:
     """A model's name as Plotly text: cut to the margin's width, and harmless as markup."""
     if len(name) > most:  # cut in the middle: long names often differ at their ends
         name = f"{name[: most // 2]}…{name[most // 2 + 1 - most :]}"

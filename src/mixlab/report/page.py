@@ -27,6 +27,8 @@ def render(comparison: Mapping[str, Any]) -> str:
     models = group(data)
     budget, corpus = mapping(data.get("budget")), mapping(data.get("corpus"))
     shown = draw(models, corpus)
+    meters = _meters(models)
+    shown += [figure for section in meters for figure in section["figures"]]
     head, body = table.table(models, number(budget.get("context")))
     return offline.fill(
         "report.html.j2",
@@ -45,6 +47,7 @@ def render(comparison: Mapping[str, Any]) -> str:
         training_views=sorted(
             {view for f in shown if f.id.startswith("loss-") for view in f.views}, reverse=True
         ),
+        meters=meters,
         samples=_samples(models),
         corpus=facts.pairs(corpus),
         environment=facts.pairs(mapping(data.get("environment"))),
@@ -81,6 +84,33 @@ def draw(models: list[ModelView], corpus: dict[str, Any]) -> list[Figure]:
         figures.position_figure(models, readings.position(models)),
     ]
     return [figure for figure in wanted if figure is not None]
+
+
+def _meters(models: list[ModelView]) -> list[dict[str, Any]]:
+    """The sections of the runs' meters: title, figures, warnings, footnotes; none for a comparison."""
+    from mixlab.report import meter_figures, meter_readings
+
+    runs = meter_figures.runs(models)
+    watched = meter_figures.watch_figures(models)
+    keys = [key for key in ("update_ratio", *meter_readings.WATCHED) if meter_readings.is_drawn(runs, key)]
+    sections = [
+        {
+            "id": "training",
+            "title": "How training went",
+            "figures": meter_figures.training_figures(models),
+            "warnings": [],
+            "notes": meter_readings.changes(runs),
+        },
+        {
+            "id": "watch-list",
+            "title": "The watch list",
+            "figures": watched,
+            "warnings": meter_readings.warnings(runs),
+            "notes": [sentence for sentence in (meter_readings.quiet(runs),) if sentence]
+            + meter_readings.bands(keys),
+        },
+    ]
+    return [section for section in sections if section["figures"]]
 
 
 def _nats_per_bit(corpus: dict[str, Any]) -> float | None:

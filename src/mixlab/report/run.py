@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlab.errors import UserError
+from mixlab.report.meters import gather
 from mixlab.report.view import mapping, number
 
 STEP_KEYS = ("step", "tokens", "seconds", "flops", "loss")
@@ -58,7 +59,7 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, An
     best = min(scored, key=lambda line: line["bits_per_byte"]) if scored else {}
     last = steps[-1] if steps else {}
     tokens, seconds = number(last.get("tokens")), number(last.get("seconds"))
-    status, reason = _status(end, last, bool(scored))
+    status, reason = _status(end, last)
     return {
         "model": str(config.get("name") or "run"),
         "seed": mapping(config.get("train")).get("seed", 0),
@@ -73,6 +74,7 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, An
         "curve": [{key: line.get(key) for key in STEP_KEYS} for line in steps],
         "evals": [{key: line.get(key) for key in EVAL_KEYS} for line in evals],
         "loss_by_position": best.get("loss_by_position") or [],
+        "meters": gather(lines),
         "config": config,
     }
 
@@ -83,13 +85,13 @@ def _rows(model: dict[str, Any], train: dict[str, Any]) -> int | None:
     return round(tokens / context) if tokens and context else train.get("batch_size") if model else None
 
 
-def _status(end: dict[str, Any] | None, last: dict[str, Any], scored: bool) -> tuple[str, str]:
-    """The run's state and why; one that failed after an evaluation still has a score to show."""
+def _status(end: dict[str, Any] | None, last: dict[str, Any]) -> tuple[str, str]:
+    """The run's state and why; one that failed after a step still has curves to show."""
     if end is None:
         return "running", ""
     status = str(end.get("status") or "done")
     reason = str(end.get("reason") or end.get("error") or end.get("message") or "")
-    if status == "failed" and scored:
+    if status == "failed" and last:
         status = f"failed after step {last.get('step', 0)}"
     return status, reason
 

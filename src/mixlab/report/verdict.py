@@ -94,7 +94,11 @@ def headline(models: list[ModelView]) -> str:
 
 def _result(ranked: list[ModelView], models: list[ModelView]) -> str:
     if not ranked:
-        return "No model has a score yet." if any(model.done for model in models) else "No model finished."
+        done = [(model.name, str(result.get("status"))) for model in models for result in model.done]
+        ended = [f"{name} {status}" for name, status in done if status.startswith("failed")]
+        if ended:
+            return f"No model has a score: {listed(ended)}."
+        return "No model has a score yet." if done else "No model finished."
     best = ranked[0]
     if len(ranked) == 1:
         return _alone(best)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from mixlab.data import TokenFile, eval_windows
 from mixlab.model.language_model import LanguageModel
 from mixlab.train import randomness, shortage
+from mixlab.train.bands import BANDS, warning
 from mixlab.train.precision import autocast
 
 TOKENS = 512
@@ -33,65 +33,6 @@ grows with the cube."""
 SILENT = 1e-6
 """What a dead unit passes on at most. A part's input has unit scale, so that this is 0 but for rounding: 0
 itself from a ReLU of what is negative, a gelu of less than -5."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Band:
-    """Where a number is healthy. means: what it says outside, and what may help. source: whose limit."""
-
-    what: str
-    means: str
-    source: str
-    low: float = 0.0
-    high: float = math.inf
-
-    def outside(self, value: float) -> float:
-        """How far beyond the limit, as a ratio above 1; 0 inside."""
-        if value > self.high:
-            return value / self.high
-        return self.low / max(value, 1e-9) if value < self.low else 0.0
-
-    def sentence(self, value: float, where: str) -> str:
-        """The warning in words."""
-        limit = f"up to {self.high:g}" if value > self.high else f"from {self.low:g} on"
-        return f"{self.what} is {value:.3g} in {where}, healthy {limit}: {self.means}"
-
-
-BANDS: dict[str, Band] = {
-    "attention_logit": Band(
-        what="the largest attention logit",
-        high=100.0,
-        means="each query is about to see one key alone, from which training may not come back; a lower "
-        "learning rate, qk_norm or a softcap holds it",
-        source="Dehghani et al. 2023 (ViT-22B) and Wortsman et al. 2023 describe runs that diverge as it "
-        "grows; 100 is where Kimi Team 2025 (K2, arXiv 2507.20534) hold it",
-    ),
-    "attention_entropy": Band(
-        what="attention entropy",
-        low=0.1,
-        means="nearly every query sees one key alone; a lower learning rate or a longer warm-up helps",
-        source="Zhai et al. 2023: a collapse towards 0 goes with divergence; 0.1 nats is our own limit",
-    ),
-    "effective_rank": Band(
-        what="the effective rank of the residual stream",
-        low=2.0,
-        means="all tokens point the same way, so that what follows cannot tell them apart",
-        source="Roy & Vetterli 2007 for the measure, Dong et al. 2021 for collapse to rank 1; 2 is our own",
-    ),
-    "dead_units": Band(
-        what="the share of dead units",
-        high=0.5,
-        means="their weights serve for nothing; a lower learning rate or a smoother activation keeps more",
-        source="our own limit; working models are known with more (Voita et al. 2023, arXiv 2309.04827)",
-    ),
-    "update_ratio": Band(
-        what="the update-to-weight ratio",
-        high=0.5,
-        means="a step replaces half of the weights; a lower learning rate or a longer warm-up helps",
-        source="our own limit: our presets reach 0.2 in warm-up, 0.06 after it (LOG.md); folklore has 1e-3 "
-        "for large models",
-    ),
-}
 
 
 class WatchList:
@@ -143,17 +84,6 @@ class WatchList:
         fresh = [words for name, words in warnings.items() if name not in self._told]
         self._told |= set(warnings)
         return fresh
-
-
-def warning(band: Band, found: Mapping[str, float | None]) -> str | None:
-    """A sentence for the place that is farthest out of the band, or None if all are inside."""
-    far = {where: band.outside(value) for where, value in found.items() if value is not None}
-    worst = max(far, key=far.__getitem__, default=None)
-    if worst is None or not far[worst]:
-        return None
-    value = found[worst]
-    assert value is not None
-    return band.sentence(value, worst)
 
 
 class _Seen:
