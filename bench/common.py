@@ -27,6 +27,14 @@ def parser(doc, **defaults):
     return made
 
 
+def parsed(options):
+    """The arguments, with --dtype among them: `bf16` is whether autocast is on."""
+    options.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    a = options.parse_args()
+    a.bf16 = precision.resolve(a.dtype, torch.device("cpu"))
+    return a
+
+
 def count(model):
     return sum(p.numel() for p in model.parameters())
 
@@ -136,20 +144,18 @@ def over_attention(doc, models, decoding, **defaults):
     options.add_argument("--lengths", nargs="+", default=["256:16", "1024:4", "4096:1"], metavar="T:B")
     options.add_argument("--positions", nargs="+", type=int, default=[100, 100_000])
     options.add_argument("--skip-decode", action="store_true")
-    options.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    a = options.parse_args()
+    a = parsed(options)
     torch.manual_seed(0)
     torch.set_num_threads(a.threads)
     keep_freed_memory()
-    bf16 = precision.resolve(a.dtype, torch.device("cpu"))
     result = {
         "parameters": {n: count(m) for n, m in models(a, 256).items()},
         "threads": a.threads,
-        "bf16": bf16,
+        "bf16": a.bf16,
     }
     for pair in a.lengths:
         T, B = map(int, pair.split(":"))
-        seconds = race(models(a, T), a.steps, T, B, bf16=bf16)
+        seconds = race(models(a, T), a.steps, T, B, bf16=a.bf16)
         (ours,) = seconds.keys() - {"attention"}
         wall, work = (getattr(seconds["attention"], k) / getattr(seconds[ours], k) for k in Seconds._fields)
         result[f"T={T}, B={B}"] = {

@@ -1,9 +1,10 @@
 """gMLP and aMLP against attention with a feed-forward network: training tokens/s, and one token's decoding.
 
-All at one parameter budget (the width solver's), bf16 autocast in training, float32 in decoding. The models
-take turns; medians over the turns.
+All at one parameter budget (the width solver's), in training bf16 autocast where `mixlab doctor` finds it
+worth it, else float32, as in decoding. The models take turns; medians over the turns.
 
     python bench/gmlp.py [--params 1000000] [--context 256] [--batch 16] [--turns 7] [--threads 2]
+        [--dtype bfloat16]
 """
 
 import json
@@ -13,17 +14,17 @@ from functools import partial
 import torch
 
 import mixlab
-from common import count, medians, parser, take_turns
+from common import count, medians, parsed, parser, take_turns
 from mixlab.compare.width import solve
 from mixlab.config import load_run_config
 
 NAMES = ("transformer", "gmlp", "amlp")
 
 
-def train(model, tokens):
+def train(model, tokens, bf16):
     """Forward and backward."""
     model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss = model.loss(tokens, tokens)
     loss.backward()
 
@@ -44,7 +45,7 @@ def decoding(models, tokens, steps, turns):
 
 
 def main():
-    a = parser(__doc__, params=1_000_000, context=256, batch=16, turns=7, threads=2).parse_args()
+    a = parsed(parser(__doc__, params=1_000_000, context=256, batch=16, turns=7, threads=2))
     torch.set_num_threads(a.threads)
     models = {}
     for name in NAMES:
@@ -52,7 +53,7 @@ def main():
         models[name] = mixlab.build_model(solve(config, a.params, name=name))
     tokens = torch.randint(256, (a.batch, a.context))
     steps = min(64, a.context // 2)
-    training = medians(take_turns({n: partial(train, m, tokens) for n, m in models.items()}, a.turns))
+    training = medians(take_turns({n: partial(train, m, tokens, a.bf16) for n, m in models.items()}, a.turns))
     decoded = decoding(models, tokens, steps, a.turns)
     for name, model in models.items():
         row = {

@@ -1,5 +1,5 @@
 """gru and lstm against torch.nn's own modules: training tokens/s of one model with the part, and with the
-bare module and a Linear in the part's place.
+bare module and a Linear in the part's place. With --decode instead the time of one token early and late.
 
 6 layers, width 384, bytes; T = 256, B = 16, fused AdamW, gradient norm clipped; in float32 and under bf16
 autocast, or in one of them. They take turns, step by step; medians over the turns. Above 1 the part is the
@@ -7,6 +7,7 @@ faster one, by the clock and by the processors' time. With --heads the part of s
 
     python bench/recurrent.py [gru|lstm|rnn] [--steps 9] [--dim 384 --depth 6 --T 256 --B 16 --threads 2]
         [--heads 4] [--dtypes float32]
+    python bench/recurrent.py gru lstm rnn --decode [--positions 100 100000]
 """
 
 import copy
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 import mixlab
-from common import count, parser, race, rates
+from common import count, decode_ms, late_over_early, parser, race, rates, read
 
 
 class Bare(nn.Module):
@@ -57,15 +58,29 @@ def compare(kind, a, *, bf16):
     }
 
 
+def decode(kind, a, repeats=200):
+    """Milliseconds a token after so many tokens, by turns, and the state's bytes; float32."""
+    model = models(kind, a)["mixlab"].eval()
+    states = {n: read(model, model.init_state(1, n), n) for n in a.positions}
+    ms = decode_ms(model, states, repeats)
+    sizes = {n: model.state_bytes(n) for n in a.positions}
+    return {"ms_per_token": ms, "late_over_early": late_over_early(ms), "state_bytes": sizes}
+
+
 def main():
     options = parser(__doc__, steps=9, dim=384, depth=6, T=256, B=16, threads=2, heads=1)
     options.add_argument("--dtypes", nargs="+", choices=["float32", "bf16"], default=["float32", "bf16"])
+    options.add_argument("--decode", action="store_true")
+    options.add_argument("--positions", nargs="+", type=int, default=[100, 100_000])
     options.add_argument("kinds", nargs="*", metavar="KIND", help="gru and lstm unless named")
     a = options.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(a.threads)
     result = {"threads": a.threads}
     for kind in a.kinds or ("gru", "lstm"):
+        if a.decode:
+            result[kind] = decode(kind, a)
+            continue
         sizes = {name: count(model) for name, model in models(kind, a).items()}
         assert sizes["mixlab"] == sizes["torch.nn"]
         result[kind] = {"parameters": sizes}

@@ -1,11 +1,12 @@
 """RWKV-4 against transformers' RwkvForCausalLM and against attention of the same size, on 2 threads.
 
-train: 11.7M parameters (6 layers, width 384, bytes), T = 256, B = 16, bf16 autocast and fused AdamW for all;
+train: 11.7M parameters (6 layers, width 384, bytes), T = 256, B = 16, fused AdamW for all, bf16
+autocast where `mixlab doctor` finds it worth it, else float32;
 tokens a second, the models taking turns, medians. long: ours and attention at T = 4096, B = 1. decode:
 milliseconds a token at token 100 and at token 100,000 from one running state, and the bytes it holds, with
 attention's for comparison at the lengths given.
 
-    python bench/rwkv4.py [train|long|decode] [--steps 5] [--peer-steps 2]
+    python bench/rwkv4.py [train|long|decode] [--steps 5] [--peer-steps 2] [--dtype bfloat16]
 """
 
 import json
@@ -13,7 +14,7 @@ import json
 import torch
 
 import mixlab
-from common import count, decode_ms, late_over_early, parser, peer_loss, race, rates, read
+from common import count, decode_ms, late_over_early, parsed, parser, peer_loss, race, rates, read
 from mixlab.parts.checks import tensors
 
 SHAPE = {"vocab_size": 256, "dim": 384, "depth": 6}
@@ -60,13 +61,15 @@ def train(a):
     models = {"rwkv4": ours(256)}
     models |= {"attention": attention(256, count(models["rwkv4"])), "transformers": peer(256)}
     turns = {"rwkv4": a.steps, "attention": a.steps, "transformers": a.peer_steps}
-    return report(models, race(models, turns, 256, 16, losses={"transformers": peer_loss}), 16 * 256)
+    return report(
+        models, race(models, turns, 256, 16, losses={"transformers": peer_loss}, bf16=a.bf16), 16 * 256
+    )
 
 
 def long(a):
     models = {"rwkv4": ours(4096)}
     models["attention"] = attention(4096, count(models["rwkv4"]))
-    return report(models, race(models, a.steps, 4096, 1), 4096)
+    return report(models, race(models, a.steps, 4096, 1, bf16=a.bf16), 4096)
 
 
 def held(state):
@@ -80,7 +83,7 @@ def decode(a):
         model.eval()
         states = {}
         for length in lengths if name == "rwkv4" else (100, 2_000):
-            with torch.autocast("cpu", torch.bfloat16):  # only to get there sooner
+            with torch.autocast("cpu", torch.bfloat16, enabled=a.bf16):  # only to get there sooner
                 states[length] = read(model, model.init_state(1, length + 10_000), length, chunk=2000)
         ms = decode_ms(model, states, a.decode_turns)
         rows[name] = {
@@ -99,10 +102,10 @@ RACES = {"train": train, "long": long, "decode": decode}
 def main():
     options = parser(__doc__, steps=5, peer_steps=2, threads=2, decode_turns=1000)
     options.add_argument("what", nargs="*", choices=[*RACES, "all"], default="all")
-    a = options.parse_args()
+    a = parsed(options)
     torch.manual_seed(0)
     torch.set_num_threads(a.threads)
-    result = {name: RACES[name](a) for name in (RACES if "all" in a.what else a.what)}
+    result = {"bf16": a.bf16} | {name: RACES[name](a) for name in (RACES if "all" in a.what else a.what)}
     print(json.dumps(result, indent=1))
 
 

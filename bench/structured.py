@@ -1,9 +1,10 @@
-"""Structured feed-forward layers against the dense one: forward, and forward with backward, bf16 autocast.
+"""Structured feed-forward layers against the dense one: forward, and forward with backward, under bf16
+autocast where `mixlab doctor` finds it worth it, else in float32.
 
 The layers take turns; medians over the turns. The paper's own numbers, on a GPU at width 5120 and 30k
 tokens: low rank and block-dense 1.4x (63% of the parameters) and 2.6x (32%), block-shuffle 1.1x and 2.0x.
 
-    python bench/structured.py [--dim 1024] [--tokens 2048] [--turns 9] [--threads 2]
+    python bench/structured.py [--dim 1024] [--tokens 2048] [--turns 9] [--threads 2] [--dtype bfloat16]
 """
 
 import json
@@ -11,7 +12,7 @@ from functools import partial
 
 import torch
 
-from common import medians, parser, take_turns
+from common import medians, parsed, parser, take_turns
 from mixlab.parts.contract import get
 
 LAYERS = {
@@ -30,23 +31,25 @@ def build(name, knobs, dim):
     return part.build(part.Config(**knobs), dim=dim, depth=2, layer=1)
 
 
-def forward(layer, x):
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+def forward(layer, x, bf16):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         layer(x)
 
 
-def both(layer, x):
-    with torch.autocast("cpu", torch.bfloat16):
+def both(layer, x, bf16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         layer(x)[0].float().sum().backward()
 
 
 def main():
-    a = parser(__doc__, dim=1024, tokens=2048, turns=9, threads=2).parse_args()
+    a = parsed(parser(__doc__, dim=1024, tokens=2048, turns=9, threads=2))
     torch.set_num_threads(a.threads)
     layers = {label: build(*layer, a.dim) for label, layer in LAYERS.items()}
     x = torch.randn(1, a.tokens, a.dim, requires_grad=True)
     ways = {"forward": forward, "training": both}
-    runs = {(label, way): partial(run, layers[label], x) for label in layers for way, run in ways.items()}
+    runs = {
+        (label, way): partial(run, layers[label], x, a.bf16) for label in layers for way, run in ways.items()
+    }
     seconds = {key: s.wall for key, s in medians(take_turns(runs, a.turns, warmup=0)).items()}
     dense = layers["dense"].parameter_count()
     for label, layer in layers.items():

@@ -161,19 +161,6 @@ def test_the_slope_of_the_multiplier_is_bounded_where_nothing_is_forgotten():
         close(one, other, "by hand and composed")
 
 
-def test_what_is_kept_for_the_backward_pass_grows_linearly_with_time():
-    part = built(dim=32, dtype=torch.float32)
-    kept = {}
-    for T in (64, 128, 256):
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, sizes=sizes: sizes.append((t.data_ptr(), t.numel())) or t, lambda t: t
-        ):
-            part(torch.randn(2, T, 32, requires_grad=True))
-        kept[T] = sum(dict(sizes).values())
-    assert kept[256] - kept[128] == 2 * (kept[128] - kept[64])
-
-
 def test_a_state_holds_nothing_but_itself():
     part = built(dim=32, dtype=torch.float32)
     state = part.init_state(1, 500, device="cpu", dtype=torch.float32)

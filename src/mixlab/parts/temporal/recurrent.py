@@ -229,7 +229,12 @@ class LSTM(Recurrent):
 
     def run(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """As for every recurrent part, with the cell vector beside the hidden one."""
-        dtype = self.cell.weight_hh_l0.dtype
+        cell, dtype = self.cell, self.cell.weight_hh_l0.dtype
+        if state is not None and x.shape[1] == 1 and x.device.type == "cpu":
+            # torch.nn's module would have oneDNN pack the weights anew for every token (LOG.md).
+            weights = (cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0, cell.bias_hh_l0)
+            one = torch.lstm_cell(x[:, 0].to(dtype), [state.h.to(dtype), state.c.to(dtype)], *weights)
+            return one[0][:, None], LSTMState(*one)
         before = None if state is None else (state.h.to(dtype)[None], state.c.to(dtype)[None])
-        h, (last, cell) = self.cell(x.to(dtype), before)
-        return h, LSTMState(last[0], cell[0])
+        h, (last, memory) = cell(x.to(dtype), before)
+        return h, LSTMState(last[0], memory[0])
