@@ -180,7 +180,11 @@ def test_a_resumed_packing_is_the_uninterrupted_one(shape, before, after):
 def test_the_share_of_cut_documents_is_said():
     batches = Batches(documents([3] * 40 + [30]), context=8, batch_size=2, seed=0, packing="documents")
     (sentence,) = batches.notes()
-    assert sentence.startswith("rows of 8 tokens are packed from 41 documents, without padding: 1 are longer")
+    assert sentence.startswith(
+        "rows of 8 tokens are packed from 41 documents, without padding: 1 longer than a row is cut, "
+    )
+    (sentence,) = Batches(documents([30]), context=8, batch_size=2, seed=0, packing="documents").notes()
+    assert "from 1 document, without padding: 1 longer" in sentence
     assert list(Batches(documents([9, 9]), context=8, batch_size=2, seed=0).notes()) == []
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mixlab.data import packing
+from mixlab.data import tokens as tokens_module
 from mixlab.data.packing import document_ends, pack
+from mixlab.data.tokens import Pages
 
 sizes = st.lists(st.integers(2, 40), min_size=1, max_size=60)
 
@@ -73,10 +78,43 @@ def test_who_shares_a_row_changes_with_the_numbers_drawn():
     assert first.starts.tolist() == same.starts.tolist() != other.starts.tolist()
 
 
+@given(st.lists(st.integers(2, 40), min_size=20, max_size=60), st.integers(1, 16), st.integers(1, 40))
+def test_in_blocks_rows_are_as_full_and_each_block_leaves_out_less_than_a_row(sizes, length, block):
+    whole = packed(sizes, length)[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "BLOCK", block)
+        ends, packs = packed(sizes, length)
+        bounds = packing._blocks(ends, length)
+    assert bounds[0] == 0 and bounds[-1] == len(sizes)
+    assert len(bounds) > 2 or block * 4 > len(sizes)
+    assert len(packs) == sum(sum(sizes[a:b]) // length for a, b in itertools.pairwise(bounds))
+    assert len(whole) - len(packs) < len(bounds) - 1
+    places, _ = packs.positions(np.arange(len(packs)))
+    assert places.shape == (len(packs), length) and len(set(places.ravel().tolist())) == places.size
+    kept, fitting = set(), {n for n, size in enumerate(sizes) if size <= length}
+    for _, start, size in segments(packs):
+        document = int(np.searchsorted(ends, start, "right")) - 1
+        assert ends[document] <= start and start + size <= ends[document + 1]
+        kept |= {document} if size == sizes[document] else set()
+    assert packs.cut == len(fitting - kept)
+
+
 def test_the_ends_of_documents_are_found_across_blocks(monkeypatch):
     tokens = np.array([0, 5, 0, 7, 7, 0, 3, 0], np.uint8)
     monkeypatch.setattr(packing, "_SCAN", 3)
     assert document_ends(tokens).tolist() == [0, 2, 5, 7]
+
+
+def test_pages_of_a_mapped_file_are_let_go_of_while_ends_are_looked_for(tmp_path, monkeypatch):
+    np.save(tmp_path / "tokens.npy", np.tile(np.array([0, 5, 6, 7], np.uint8), 1000))
+    mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+    monkeypatch.setattr(packing, "_SCAN", 500)
+    monkeypatch.setattr(tokens_module, "_HELD_PAGES", 1100)
+    monkeypatch.setattr(tokens_module, "_FAULT", 0)
+    pages, let_go = Pages(mapped), []
+    monkeypatch.setattr(pages, "_map", SimpleNamespace(madvise=let_go.append))
+    assert document_ends(mapped, pages).tolist() == list(range(0, 4000, 4))
+    assert len(let_go) == 2  # of eight scans, after every third
 
 
 @pytest.mark.parametrize(("offset", "expected"), [(0, [5, 5, 2]), (3, [3, 5, 4]), (2, [2, 5, 5])])

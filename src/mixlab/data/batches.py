@@ -77,10 +77,17 @@ class Source:
     """
 
     def __init__(
-        self, tokens: np.ndarray, *, context: int, seed: int, packing: str, number: int | None = None
+        self,
+        tokens: np.ndarray,
+        pages: Pages,
+        *,
+        context: int,
+        seed: int,
+        packing: str,
+        number: int | None = None,
     ) -> None:
         self.tokens, self.context, self.seed, self.number = tokens, context, seed, number
-        self.ends = document_ends(tokens) if packing == "documents" else None
+        self.ends = document_ends(tokens, pages) if packing == "documents" else None
         self.epoch = self.cursor = 0
         self.rows = self.plan(0)
 
@@ -156,13 +163,13 @@ class Batches:
         streams = [stream if part is None else part.of(stream) for part in self.parts]
         for part, own in zip(self.parts, streams, strict=True):
             check_length("the text" if part is None else f"'{part.name}'", len(own), context)
+        self._pages = Pages(self.tokens)
         numbers = range(len(streams)) if weights else (None,)
         self.sources = [
-            Source(own, context=context, seed=seed, packing=packing, number=number)
+            Source(own, self._pages, context=context, seed=seed, packing=packing, number=number)
             for own, number in zip(streams, numbers, strict=True)
         ]
         self.quota = Quota(weights) if weights else None
-        self._pages = Pages(self.tokens)
 
     def next(self) -> Batch:
         """The next batch; the state moves on by `batch_size` rows."""
@@ -218,10 +225,12 @@ class Batches:
             fitting = int(np.count_nonzero(sizes <= self.context))
             whose = "" if part is None else f" of '{part.name}'"
             cut = source.rows.packs.cut
+            documents = f"{len(sizes):,} document{'s'[: len(sizes) != 1]}{whose}"
+            longer = len(sizes) - fitting
             yield (
-                f"rows of {self.context} tokens are packed from {len(sizes):,} documents{whose}, without "
-                f"padding: {len(sizes) - fitting:,} are longer than a row and are cut, and so are {cut:,} "
-                f"({cut / max(1, fitting):.2%}) of the others"
+                f"rows of {self.context} tokens are packed from {documents}, without padding: "
+                f"{longer:,} longer than a row {'is' if longer == 1 else 'are'} cut, "
+                f"and so are {cut:,} ({cut / max(1, fitting):.2%}) of the others"
             )
 
 

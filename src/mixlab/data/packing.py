@@ -14,14 +14,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mixlab.data.tokens import Pages
+
 _SCAN = 1 << 24
 
+BLOCK = 1 << 20
+"""Pieces, about, that are packed together: few enough for little memory, and so many that no fit is lost."""
 
-def document_ends(tokens: np.ndarray) -> np.ndarray:
-    """Where token 0 stands in a stream, int64: before the first document and after each."""
-    found = [
-        np.flatnonzero(tokens[start : start + _SCAN] == 0) + start for start in range(0, len(tokens), _SCAN)
-    ]
+
+def document_ends(tokens: np.ndarray, pages: Pages | None = None) -> np.ndarray:
+    """Where token 0 stands in a stream, int64: before the first document and after each. pages: those of a
+    mapped stream."""
+    found = []
+    for start in range(0, len(tokens), _SCAN):
+        if pages is not None:
+            pages.read(1, _SCAN)
+        found.append(np.flatnonzero(tokens[start : start + _SCAN] == 0) + start)
     return np.concatenate(found)
 
 
@@ -55,11 +63,36 @@ class Packs:
 
 
 def pack(ends: np.ndarray, length: int, offset: int, draw: Callable[[int], np.ndarray]) -> Packs:
-    """All documents in rows of `length` predictions; fewer than `length` predictions are left out.
+    """All documents in rows of `length` predictions, in blocks of about `BLOCK` pieces; fewer than `length`
+    predictions of each are left out.
 
     ends: see `document_ends`. offset: below `length`; where the first piece of a longer document ends. draw:
     gives so many random numbers, which decide who shares a row with whom.
     """
+    bounds = _blocks(ends, length)
+    packs = [_pack(ends[begin : end + 1], length, offset, draw) for begin, end in itertools.pairwise(bounds)]
+    before = np.cumsum([0, *(len(block.starts) for block in packs)])
+    return Packs(
+        np.concatenate([[0], *(block.first[1:] + n for block, n in zip(packs, before, strict=False))]),
+        np.concatenate([block.starts for block in packs]),
+        np.concatenate([block.sizes for block in packs]),
+        length,
+        sum(block.cut for block in packs),
+    )
+
+
+def _blocks(ends: np.ndarray, length: int) -> list[int]:
+    """The documents at which blocks begin, and where the last one ends."""
+    pieces = np.arange(len(ends)) + ends / length  # up to each document, at most
+    number = int(pieces[-1]) // BLOCK
+    if number < 2:
+        return [0, len(ends) - 1]
+    found: list[int] = np.unique(np.searchsorted(pieces, np.linspace(0, pieces[-1], number + 1))).tolist()
+    return found
+
+
+def _pack(ends: np.ndarray, length: int, offset: int, draw: Callable[[int], np.ndarray]) -> Packs:
+    """`pack` of one block."""
     starts, sizes, fits = _pieces(ends, length, offset)
     whole, part = np.flatnonzero(sizes == length), np.flatnonzero(sizes < length)
     # The largest first, in random order among equals.
@@ -80,7 +113,7 @@ def pack(ends: np.ndarray, length: int, offset: int, draw: Callable[[int], np.nd
     return Packs(
         first,
         np.concatenate([starts[part], starts[filling] + begin, starts[whole]])[order],
-        np.concatenate([sizes[part], size, sizes[whole]])[order],
+        np.concatenate([sizes[part], size, sizes[whole]])[order].astype(np.int32),
         length,
         int(np.count_nonzero(fits[tape]) - uncut),
     )
