@@ -5,6 +5,7 @@ to `--mb` in `--work`, which is left empty at the end. One of:
 
     train   a tiny model on one file of `--mb`, by the command line with an empty cache, killed with SIGKILL
             once half of the tokens are written, and run again; the second time to its end, after `--steps`.
+            With `--packing documents` each paragraph is a document, a row of .jsonl.
             The same on 1 MB first, for what the program takes by itself.
     files   the same on a folder of `--files` files of a paragraph each, without a kill.
     speed   MB of text a second of one processor, and by the clock: reading, and the whole of preparing, by
@@ -57,8 +58,11 @@ def drawn(source, size):
 
 
 def make_file(path, source, mb):
+    parts = drawn(source, mb * 1_000_000)
+    if path.suffix == ".jsonl":
+        parts = (json.dumps({"text": part.decode(errors="replace")}).encode() + b"\n" for part in parts)
     with path.open("wb") as file:
-        file.writelines(drawn(source, mb * 1_000_000))
+        file.writelines(parts)
     return path
 
 
@@ -128,10 +132,11 @@ def written(cache):
 
 def train(a, work):
     size = {"byte": 1, "char": 2}.get(a.tokenizer, 0.5)  # bytes on disk for a byte of text, about
-    text = make_file(work / "small.txt", a.source, 1)
+    ending = "jsonl" if a.packing == "documents" else "txt"
+    text = make_file(work / f"small.{ending}", a.source, 1)
     yield {"mb": 1, **run(text, a, work)}
     shutil.rmtree(work / "run")
-    text = make_file(work / "text.txt", a.source, a.mb)
+    text = make_file(work / f"text.{ending}", a.source, a.mb)
     yield {"mb": a.mb, "killed": True, **run(text, a, work, kill_at=a.mb * 450_000 * size)}
     yield {"mb": a.mb, "left_mb": round(written(work / "cache") / 1e6), **run(text, a, work)}
 
