@@ -156,9 +156,17 @@ def test_several_runs_have_a_figure_for_each_role_and_tell_their_warnings_apart(
     assert sorted(note["name"] for note in head["layout"]["annotations"]) == ["one", "two"]
 
 
+def test_a_warning_without_a_figure_has_its_source_too(tmp_path: Path) -> None:
+    risen = look(12, [4.0, 5.0], loss_rise="the rise of the mean loss over its lowest is 0.9 nats")
+    text = Page(render(from_run(run(tmp_path, [*lines(), risen])))).text
+    assert "Step 12 (1 of 3 looks): the rise of the mean loss over its lowest is 0.9 nats." in text
+    assert "The rise of the mean loss over its lowest, up to 0.3. Source: our own limit" in text
+
+
 def test_a_run_without_warnings_says_so(tmp_path: Path) -> None:
     healthy = [line for line in lines() if line["kind"] == "step"] + [look(12, [4.0, 5.0])]
     text = Page(render(from_run(run(tmp_path, healthy)))).text
+    assert "Attention entropy, from 0.1 on. Source: " in text and "The rise of the mean loss" not in text
     assert "In 1 look nothing left its healthy band." in text and "What left its healthy band" not in text
 
 

@@ -124,7 +124,8 @@ def test_every_other_key_is_held_to_that(config, tmp_path):
         "loss", "lr", "learning_rates", "grad_norm", "grad_norm_clipped", "clipped_fraction", "update_ratio",
     }  # fmt: skip
     assert set(watch) == totals | {
-        "attention_logit", "attention_entropy", "effective_rank", "dead_units", "warnings",
+        "attention_logit", "attention_entropy", "effective_rank", "dead_units", "loss_rise", "gradient_jump",
+        "warnings",
     }  # fmt: skip
 
 

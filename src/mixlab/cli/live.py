@@ -18,7 +18,7 @@ from mixlab.cli.console import short
 from mixlab.report.units import size
 
 REFRESHES = 2
-"""A second: enough to see it move; drawing takes a millisecond from the thread that trains (LOG.md)."""
+"""A second: enough to see it move; drawing takes under a millisecond from the thread that trains (LOG.md)."""
 
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.,-=+*#"
 PACE = 16

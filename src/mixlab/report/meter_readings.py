@@ -193,8 +193,9 @@ def quiet(runs: Sequence[RunMeters]) -> str:
 
 
 def is_drawn(runs: Sequence[RunMeters], key: str) -> bool:
-    """Whether any run has a number that this band is for."""
-    return any(run.updates if key == "update_ratio" else run.watch(key) for run in runs)
+    """Whether any run has a number that this band is for, drawn or in a warning."""
+    drawn = any(run.updates if key == "update_ratio" else run.watch(key) for run in runs)
+    return drawn or any(told["name"] == key for run in runs for told in run.meters.get("warnings") or [])
 
 
 def bands(keys: Sequence[str]) -> list[str]:

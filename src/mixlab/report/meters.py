@@ -151,7 +151,8 @@ def _warnings(looks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for look in looks:
         step = number(look.get("step"))
         for name, words in mapping(look.get("warnings")).items():
-            told = found.setdefault(str(name), {"first": step, "words": str(words), "looks": 0})
+            new = {"name": str(name), "first": step, "words": str(words), "looks": 0}
+            told = found.setdefault(str(name), new)
             told |= {"last": step, "looks": told["looks"] + 1}
     return list(found.values())
 

@@ -89,10 +89,11 @@ def draw(models: list[ModelView], corpus: dict[str, Any]) -> list[Figure]:
 def _meters(models: list[ModelView]) -> list[dict[str, Any]]:
     """The sections of the runs' meters: title, figures, warnings, footnotes; none for a comparison."""
     from mixlab.report import meter_figures, meter_readings
+    from mixlab.train.bands import BANDS
 
     runs = meter_figures.runs(models)
     watched = meter_figures.watch_figures(models)
-    keys = [key for key in ("update_ratio", *meter_readings.WATCHED) if meter_readings.is_drawn(runs, key)]
+    keys = [key for key in BANDS if meter_readings.is_drawn(runs, key)]
     sections = [
         {
             "id": "training",

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """Where a number is healthy. means: what it says outside, and what may help. source: whose limit."""
+    """Where a number is healthy. means: what it says outside, and what may help. source: whose limit. unit:
+    with the space before it."""
 
     what: str
     means: str
     source: str
+    unit: str = ""
     low: float = 0.0
     high: float = math.inf
 
@@ -33,7 +35,7 @@ class Band:
         shown = next(
             (text for n in (3, 4, 5, 6) if self.outside(float(text := f"{value:.{n}g}"))), f"{value}"
         )
-        return f"{self.what} is {shown} in {where}, healthy {self.limit}: {self.means}"
+        return f"{self.what} is {shown}{self.unit} in {where}, healthy {self.limit}: {self.means}"
 
 
 BANDS: dict[str, Band] = {
@@ -67,8 +69,23 @@ BANDS: dict[str, Band] = {
         what="the update-to-weight ratio",
         high=0.5,
         means="a step replaces half of the weights; a lower learning rate or a longer warm-up helps",
-        source="our own limit: our presets reach 0.2 in warm-up, 0.06 after it (LOG.md); folklore has 1e-3 "
-        "for large models",
+        source="our own limit: our presets reach 0.15 in warm-up, 0.08 after it, and 1.5 to 3 at the first "
+        "step with 30 times their rate (LOG.md); folklore has 1e-3 for large models",
+    ),
+    "loss_rise": Band(
+        what="the rise of the mean loss over its lowest",
+        unit=" nats",
+        high=0.3,
+        means="what was learned is being lost; a lower learning rate or a longer warm-up helps",
+        source="our own limit: our presets stay below 0.03, and with 30 times their rate rise by up to 5.7 "
+        "(LOG.md)",
+    ),
+    "gradient_jump": Band(
+        what="the largest gradient norm over the usual one",
+        high=30.0,
+        means="a step that clipping alone holds back; a lower learning rate helps, and a look at the layer "
+        "whose gradient it is if it comes again",
+        source="our own limit: our presets stay below 4 after warm-up (LOG.md)",
     ),
 }
 

@@ -7,6 +7,7 @@ metrics.jsonl and knows nothing of terminals.
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from mixlab.data import Dataset, load_tokenizer, prepare
 from mixlab.errors import RunFailed, UserError
 from mixlab.model.language_model import build_model
 from mixlab.train import checkpoint, diagnose, machine, meters, randomness
+from mixlab.train.advice import Diverged, NotFinite, advice
 from mixlab.train.allocator import keep_freed_memory
 from mixlab.train.average import Average
 from mixlab.train.config import RunConfig, TrainConfig
@@ -33,6 +35,7 @@ from mixlab.train.sinks import Sinks
 from mixlab.train.state import State
 from mixlab.train.step import Stepper, StepStopped, damaged
 from mixlab.train.stopping import StopRequest
+from mixlab.train.trend import BEFORE, HOPELESS
 from mixlab.train.watch import WatchList
 
 Progress = Callable[[Line], None]
@@ -169,7 +172,7 @@ class Trainer:
                     self.loop()
             except RunFailed as failure:
                 self.saver.settle()
-                message = f"{failure}; {self.last_good()}"
+                message = f"{failure}; {self.last_good(failure)}"
                 with contextlib.suppress(OSError):
                     self.record.write(self.summary("failed", message))
                 raise RunFailed(message) from failure
@@ -189,6 +192,7 @@ class Trainer:
             pieces = self.stepper.micro_batches
             with contextlib.suppress(StepStopped):
                 self.record.write(self.step())
+                self.check_loss()
                 self.watch_if_due()
                 # A size that memory has just forced is saved, so that a resume goes on with it.
                 cut = self.stepper.micro_batches != pieces
@@ -224,10 +228,20 @@ class Trainer:
             **meters.memory(self.device),
         }
 
+    def check_loss(self) -> None:
+        """Diverged if the loss has long been worse than that of a model that knows nothing."""
+        trend, ignorance = self.record.trend, math.log(self.model.vocab_size)
+        if trend.hopeless(ignorance):
+            raise Diverged(
+                f"the loss diverged: up to step {self.done.step} its median over {BEFORE} steps is more than "
+                f"{HOPELESS:g} times the {ignorance:.3g} nats of knowing nothing, and does not fall"
+            )
+
     def watch_if_due(self) -> None:
         """Write down what the watch list sees after this step, and tell what is newly out of its band."""
         if self.watch.is_due(self.done.step):
-            seen = self.watch.look(self.record.last["step"]["update_ratio"])
+            ratios = self.record.last["step"]["update_ratio"]
+            seen = self.watch.look(ratios, self.record.trend.readings())
             self.record.write({**self.totals("watch"), **seen})
             for sentence in self.watch.news(seen["warnings"]):
                 self.note(f"step {self.done.step}: {sentence}")
@@ -307,7 +321,7 @@ class Trainer:
         with self.clock.paused():
             bad = diagnose.bad_parameter(self.model)
             if bad is not None:
-                raise RunFailed(
+                raise NotFinite(
                     f"parameter {bad} is not finite after step {self.done.step}, which is not saved"
                 )
             with self.state.averaged():
@@ -357,10 +371,15 @@ class Trainer:
                 "for; give a greater length to go on"
             )
 
-    def last_good(self) -> str:
-        """A clause naming the checkpoint to go back to."""
-        saved = self.saver.saved
-        return f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
+    def last_good(self, failure: RunFailed) -> str:
+        """What to do about a failure, where the record tells, and the checkpoint to go back to."""
+        words, saved = "", self.saver.saved
+        if isinstance(failure, Diverged | NotFinite):
+            at = self.middle_of_step()
+            words = f"{advice(self.config, self.record.trend, fraction=at, bfloat16=self.bfloat16)}; "
+        if isinstance(failure, Diverged) and (best := self.record.best_step) is not None:
+            return f"{words}the best checkpoint is {self.folder.checkpoints / checkpoint.name_of(best)}"
+        return words + (f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet")
 
     def note(self, message: str) -> None:
         """Tell a person something that is not a metric."""

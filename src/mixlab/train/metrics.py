@@ -28,13 +28,16 @@ kind "step", one a step:
     peak_memory_bytes    and at most since the process began
 
 kind "watch", after the first step and every `train.watch_every`, a list with one value a layer, null where a
-layer has nothing to see; on a fixed batch, in evaluation mode (see `mixlab.train.watch`):
+layer has nothing to see; on a fixed batch, in evaluation mode (see `mixlab.train.watch`), and of the record:
 
     attention_logit      the largest that a softmax takes, after scale, cap and bias
     attention_entropy    nats, mean over heads and queries that see more than one key
     effective_rank       of the residual stream after the layer
     dead_units           the share of hidden units that pass on nothing for any token of the batch
-    warnings             name of a number out of its healthy band (these four, update_ratio) -> a sentence
+    loss_rise            nats: mean loss of the last 20 steps less its lowest so far; null before there are 20
+    gradient_jump        largest grad_norm of the last 20 steps over the median of up to 100 before them; null
+                         before there are 10 of these
+    warnings             name of a number out of its healthy band (these six, update_ratio) -> a sentence
 
 kind "eval":
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mixlab.train.metrics import Line, MetricsLog, read_metrics
+from mixlab.train.trend import Trend
 
 
 class Record:
@@ -16,6 +17,7 @@ class Record:
         self.path, self.report = path, report
         self.last: dict[str, Line] = {}
         self.best: Line | None = None
+        self.trend = Trend()
         self._log: MetricsLog | None = None
 
     def open(self) -> None:
@@ -50,6 +52,7 @@ class Record:
 
     def _remember(self, line: Line) -> None:
         self.last[line["kind"]] = line
+        self.trend.take(line)
         if (
             line["kind"] != "eval"
             or line["bits_per_byte"] is None

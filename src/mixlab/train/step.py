@@ -12,6 +12,7 @@ from torch import Tensor
 from mixlab.data.batches import Batch
 from mixlab.errors import RunFailed, UserError
 from mixlab.train import diagnose, shortage
+from mixlab.train.advice import NotFinite
 from mixlab.train.config import TrainConfig
 from mixlab.train.meters import Update, mean_over_ranks
 from mixlab.train.precision import autocast
@@ -148,7 +149,7 @@ class Stepper:
         mean = mean_over_ranks(losses, self.tokens)
         *found, norm = torch.cat([mean, self.state.optimizers.clip()[None]]).tolist()
         if not all(map(math.isfinite, (*found, norm))):
-            raise RunFailed(self.what_went_bad(found[0], norm, *batch))
+            raise NotFinite(self.what_went_bad(found[0], norm, *batch))
         return found, norm
 
     def backward(self, *batch: Tensor, stops: bool = True, plain: bool = False) -> Tensor:
@@ -196,15 +197,14 @@ class Stepper:
         self.flops = 3 * self.state.model.flops(self.context) * self.rows
 
     def what_went_bad(self, loss: float, norm: float, *batch: Tensor) -> str:
-        """The message for a step that cannot be taken: which number, where it began, what usually helps."""
+        """The message for a step that cannot be taken: which number, where it began."""
         what = (
             f"the loss is {loss}"
             if not math.isfinite(loss)
             else f"the gradient norm is {norm} (loss {loss:.4g})"
         )
         where = diagnose.explain(self.state.model, lambda: self.loss(*batch))
-        lr = self.config.optimizer.lr
-        return f"{what} at step {self.state.done.step + 1}: {where}; try a train.optimizer.lr below {lr:g}"
+        return f"{what} at step {self.state.done.step + 1}: {where}"
 
 
 def damaged(tokens: Any, where: str, error: UserError) -> RunFailed:

@@ -21,6 +21,7 @@ from mixlab.model.language_model import LanguageModel
 from mixlab.train import randomness, shortage
 from mixlab.train.bands import BANDS, warning
 from mixlab.train.precision import autocast
+from mixlab.train.trend import LATELY
 
 TOKENS = 512
 """Of the fixed batch, in rows of the context or less: a forward over them is a small part of a step, and a
@@ -58,12 +59,15 @@ class WatchList:
         """At the first step, which shows a bad start, and every so many."""
         return self.every > 0 and (step == 1 or step % self.every == 0)
 
-    def look(self, update_ratio: Mapping[str, float | None]) -> dict[str, Any]:
+    def look(
+        self, update_ratio: Mapping[str, float | None], readings: Mapping[str, float | None] | None = None
+    ) -> dict[str, Any]:
         """The numbers of each layer (None: it has nothing to see), and warnings: number -> sentence.
 
-        update_ratio: this step's, by role, to be held against its band too. Without memory for a look there
-        is nothing to see.
+        update_ratio: this step's, by role, and readings: the trend's, to be held against their bands too.
+        Without memory for a look there is nothing to see.
         """
+        readings = readings or {}
         seen = _Seen(self.model)
         precision = autocast(self.device, self.bfloat16)
         try:
@@ -76,8 +80,9 @@ class WatchList:
         numbers = seen.numbers()
         places = {name: {f"layer {i}": x for i, x in enumerate(values)} for name, values in numbers.items()}
         places["update_ratio"] = {f"the {role} parameters": ratio for role, ratio in update_ratio.items()}
+        places |= {name: {f"the last {LATELY} steps": value} for name, value in readings.items()}
         warnings = {name: words for name, found in places.items() if (words := warning(BANDS[name], found))}
-        return {**numbers, "warnings": warnings}
+        return {**numbers, **readings, "warnings": warnings}
 
     def news(self, warnings: Mapping[str, str]) -> list[str]:
         """Those that were not told before, a number's only once."""
