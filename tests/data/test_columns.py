@@ -69,10 +69,16 @@ def test_strings_of_every_kind_are_text(tmp_path, kind):
 
 def test_a_missing_column_lists_those_there_are_and_the_nearest(tmp_path):
     message = refused(write(tmp_path / "x.parquet", body=ROWS, n=range(50)), text_field="bdy")
-    assert "x.parquet' has no column 'bdy': did you mean 'body'? choose from: body, n" in message
+    assert (
+        "x.parquet' has no column 'bdy' (data.text_field): did you mean 'body'? choose from: body, n"
+        in message
+    )
     saved = tmp_path / "saved"
     datasets.Dataset.from_dict({"content": ROWS, "id": list(range(50))}).save_to_disk(str(saved))
-    assert "saved' has no column 'text': did you mean 'content'? choose from: content, id" in refused(saved)
+    assert (
+        "saved' has no column 'text' (data.text_field): did you mean 'content'? choose from: content, id"
+        in refused(saved)
+    )
 
 
 def test_a_column_that_is_no_text_names_the_row(tmp_path):

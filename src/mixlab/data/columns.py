@@ -82,7 +82,9 @@ def _read_dataset(path: Path, text_field: str) -> Iterator[Batch]:
 
 def _check_column(path: Path, text_field: str, names: Iterable[str]) -> None:
     if text_field not in names:
-        raise UserError(f"'{path}' has no column '{text_field}': {nearest(text_field, names)}")
+        raise UserError(
+            f"'{path}' has no column '{text_field}' (data.text_field): {nearest(text_field, names)}"
+        )
 
 
 def _texts(path: Path, text_field: str, column: Any, before: int) -> list[tuple[str, int]]:

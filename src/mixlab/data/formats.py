@@ -164,7 +164,8 @@ def _json_row(where: str, line: bytes, text_field: str) -> tuple[str, int]:
         )
     if text_field not in row:
         raise UserError(
-            f"{where}: no field '{text_field}': {nearest(text_field, row) if row else 'it is empty'}"
+            f"{where}: no field '{text_field}' (data.text_field): "
+            f"{nearest(text_field, row) if row else 'it is empty'}"
         )
     value = row[text_field]
     if not isinstance(value, str):
