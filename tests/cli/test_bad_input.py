@@ -82,6 +82,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "top-k": (["generate", "given/ngram", "--top-k", "0"], "top-k 0 is out of range"),
     "top-p": (["generate", "given/ngram", "--top-p", "1.1"], "top-p 1.1 is out of range"),
     "max-tokens": (["generate", "given/ngram", "--max-tokens", "-1"], "max-tokens -1 is out of range"),
+    "dtype": (["generate", "given/ngram", "--dtype", "float61"], "unknown dtype 'float61': did you mean"),
     "evaluate text": (["evaluate", "given/ngram", "absent.txt"], "absent.txt"),
     "evaluate empty": (["evaluate", "given/ngram", "empty.txt"], "empty.txt"),
     "evaluate nothing": (["evaluate", "given/ngram"], "TEXT"),

@@ -136,6 +136,14 @@ def test_generate_continues_the_prompt_and_repeats_with_its_seed(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_generate_reads_the_weights_as_asked(mixlab: Command, runs: Path, kind: str) -> None:
+    options = ["--prompt", "12", "--max-tokens", "9", "--dtype"]
+    done = {d: mixlab("generate", runs / kind, *options, d) for d in ("auto", "float32", "float16")}
+    assert all(d.status == 0 and d.out.startswith("12") for d in done.values())
+    assert done["auto"].out == done["float32"].out  # a small model
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_generate_gives_json(mixlab: Command, runs: Path, kind: str) -> None:
     plain = mixlab("generate", runs / kind, "--max-tokens", "20", "--prompt", "\u00e9").out
     result = json.loads(

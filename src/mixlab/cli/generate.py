@@ -25,6 +25,9 @@ def generate(
         float | None, typer.Option(help="Choose among the likeliest that sum to P.", metavar="P")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same text.", metavar="S")] = 0,
+    dtype: Annotated[
+        str, typer.Option(help="How weights are read: float32, float16 (faster) or auto.", metavar="TYPE")
+    ] = "auto",
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
@@ -35,11 +38,12 @@ def generate(
     mixlab generate runs/transformer --prompt "def main("
     """
     from mixlab.cli.console import note, print_json
-    from mixlab.decode import check_sampling, stream_text
+    from mixlab.decode import check_precision, check_sampling, stream_text
     from mixlab.decode import generate as continue_from
     from mixlab.train.run import open_run
 
     check_sampling(temperature, top_k, top_p)  # before the seconds that loading takes
+    check_precision(dtype)
     opened = open_run(run, notes=note)
     tokenizer = opened.tokenizer
     # 0 ends a document and so starts the next: the text before every prompt.
@@ -54,6 +58,7 @@ def generate(
         seed=seed,
         stop={0},
         note=note,
+        dtype=dtype,
     )
     drawn: list[int] = []
     pieces = stream_text(tokenizer, remembered(ids, drawn))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -116,13 +116,7 @@ class LanguageModel(nn.Module):
                 raise UserError(
                     f"this state is of {len(state.blocks)} blocks, the model has {len(self.blocks)}"
                 )
-        if self.config.embedding_scale != 1:
-            x = x * self.config.embedding_scale
-        if self.embedding_norm is not None:
-            x = self.embedding_norm(x).to(x.dtype)  # the stream stays in full precision
-        if self.position is not None:
-            x = x + self.position(self._positions(tokens, state, segment)).to(x.dtype)
-        x = self.dropout(x)
+        x = self.dropout(self.placed(x, tokens, state, segment))
         after, carry = [], {}  # type: ignore[var-annotated]
         again = self.recompute and self.training and state is None and torch.is_grad_enabled()
         for i, block in enumerate(self.layers()):
@@ -137,6 +131,18 @@ class LanguageModel(nn.Module):
             return x, None
         return x, ModelState(state.length + tokens.shape[1], tuple(after))
 
+    def placed(
+        self, x: Float[Tensor, "B T D"], tokens: Int[Tensor, "B T"], state: Any, segment: Tensor | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """What the first block reads, before dropout, of the tokens' embeddings x."""
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x).to(x.dtype)  # the stream stays in full precision
+        if self.position is not None:
+            x = x + self.position(self._positions(tokens, state, segment)).to(x.dtype)
+        return x
+
     @staticmethod
     def _positions(tokens: Tensor, state: Any, segment: Tensor | None) -> Tensor:
         """Index of each token in its document, (T,) or, for packed rows, (B, T)."""
@@ -147,9 +153,15 @@ class LanguageModel(nn.Module):
             return index - torch.where(starts, index, 0).cummax(1).values
         return index if state is None else index + int(state.length)
 
-    def logits(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
-        """The head, divided by the widening (Yang et al. 2022, table 8), with its soft cap if one is set."""
-        logits = self.head(x if self.widening == 1 else x / self.widening)
+    def logits(
+        self, x: Float[Tensor, "*B D"], head: Callable[[Tensor], Tensor] | None = None
+    ) -> Float[Tensor, "*B V"]:
+        """The head, divided by the widening (Yang et al. 2022, table 8), with its soft cap if one is set.
+
+        head: what makes its product, if not the module itself.
+        """
+        head = self.head if head is None else head
+        logits = head(x if self.widening == 1 else x / self.widening)
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits.float() / cap) if cap else logits
 

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mixlab.parts.contract import Choice, Kind, Part, Place, Role, Split, Watched, build, get
+from mixlab.parts.products import PackedProducts, Products, has_packed_products
 
 TOLERANCE: dict[torch.dtype, float] = {
     torch.float64: 1e-10,
     torch.float32: 1e-5,
+    torch.float16: 5e-3,  # 11 bits: an eighth of bfloat16's
     torch.bfloat16: 4e-2,  # 8 bits of significand: 2^-8 a rounding, about ten roundings deep
 }
 """The one table: largest allowed difference, relative to the largest value compared."""
@@ -147,6 +149,23 @@ def check_chunks(case: Case, B: int = 2, T: int = 9, cuts: Sequence[int] = (1, 2
         close(gradient((pieces * weight).sum(), x), grad, f"gradient through {name}")
         with torch.no_grad():
             close(run_in_chunks(part, x, places), whole, f"{name} without gradient differ from the whole")
+
+
+def check_stepper(case: Case, T: int = 9) -> None:
+    """The short way of single tokens == the part's own, in outputs and states; with packed products too."""
+    packed = [(PackedProducts(), torch.float32, torch.float16)] if has_packed_products() else []
+    for products, dtype, within in [(Products(), torch.float64, torch.float64), *packed]:
+        part, x = case.build(dtype, jitter=0.05), case.sample(1, T, dtype)
+        step = part.stepper(products) or products.inside(part)
+        state, other = (part.init_state(1, T, device="cpu", dtype=dtype) for _ in range(2))
+        with torch.no_grad():
+            for t, x_t in enumerate(x.split(1, 1)):
+                wanted, state = part(x_t, state)
+                found, other = step(x_t, other)
+                close(found, wanted, f"stepper with {type(products).__name__}, token {t}", within)
+                for a, b in zip(tensors(other), tensors(state), strict=True):
+                    close(a, b, f"state of the stepper with {type(products).__name__}, token {t}", within)
+        expect(type(other) is type(state), f"stepper makes a {type(other)} of a {type(state)}")
 
 
 def check_segments(case: Case, lengths: Sequence[Sequence[int]] = ((3, 1, 4), (8,), (2, 6))) -> None:
@@ -309,6 +328,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     check_forward,
     check_causality,
     check_chunks,
+    check_stepper,
     check_segments,
     check_initialisation,
     check_bookkeeping,

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixlab.errors import UserError, unknown
+from mixlab.parts.products import Products
 from mixlab.parts.shift import document_starts
 
 Kind = Literal["temporal", "feature", "position", "norm"]
@@ -37,6 +38,10 @@ Watched = Literal["scores", "units"]
 """What a part may show of itself while it mixes (B, T, D) from a sequence's start. `scores` (B, H, T, S):
 what each query's softmax over the keys is of, -inf where a key is hidden. `units` (B, T, F): what hidden
 units pass on; one that passes on nothing for any token is lost to the model."""
+
+
+Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
+"""One token of one sequence, (1, 1, D), and a state, to the mixed token and the state after it."""
 
 
 class Choice(NamedTuple):
@@ -192,6 +197,14 @@ class Part(Component):
     def state_bytes(self, T: int, dtype: torch.dtype) -> int:
         """Bytes one sequence must keep for decoding after T tokens."""
         return 0
+
+    def stepper(self, products: Products) -> Step | None:
+        """`mix` for one token after another of one sequence, on a CPU, without gradients or autocast.
+
+        A function with all it needs at hand, because a token costs as much as it has operations and attribute
+        look-ups; `products` makes functions of Linears. None, the default: the part itself serves.
+        """
+        return None
 
     def set_progress(self, fraction: float) -> bool:
         """Take note of how much of training is done, told before its first step (0) and before every step.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,10 @@ class Norm(Component):
     def flops(self, T: int) -> int:
         """No matrix products."""
         return 0
+
+    def stepper(self) -> Callable[[Tensor], Tensor]:
+        """`forward` of one vector, (1, 1, D), on a CPU, without gradients and outside autocast."""
+        return self
 
     def reset_parameters(self) -> None:
         """Unit gain, zero shift."""
@@ -101,6 +106,17 @@ class RMSNorm(Norm):
         if torch.is_grad_enabled():
             return _RMSNorm.apply(x, gain, eps, dtype)
         return (x * _inverse_rms(x, eps)).mul_(gain).to(dtype)
+
+    def stepper(self) -> Callable[[Tensor], Tensor]:
+        """The same with the mean square as a Python number, which spares operations."""
+        gain, eps, D = self.gain, self.config.eps, self.dim
+        zero = torch.zeros((), dtype=gain.dtype)
+
+        def step(x: Tensor) -> Tensor:
+            v = x.view(-1)
+            return torch.addcmul(zero, x, gain, value=(torch.dot(v, v).item() / D + eps) ** -0.5)
+
+        return step if eps > 0 else self
 
 
 @register("norm", "layernorm")

@@ -4,6 +4,7 @@ subtracted from the scores."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -31,6 +32,10 @@ class Position(Component):
     def flops(self, T: int) -> int:
         """No matrix products."""
         return 0
+
+    def stepper(self) -> Callable[[Tensor, int], Tensor]:
+        """What acts on heads (1, H, 1, K) that stand at a position, on a CPU and without gradients."""
+        return self
 
 
 @register("position", "none")
@@ -111,6 +116,17 @@ def _rotary_table(
         angle = torch.outer(torch.arange(length, dtype=torch.float64, device=device), turns)
         cos, sin = scale * angle.cos(), scale * angle.sin()
         return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
+
+
+@lru_cache(maxsize=64)
+def _rotary_row(
+    frequencies: tuple[float, ...], scale: float, position: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """One position's row of `_rotary_table`, which every layer asks for in turn, on the CPU."""
+    length = 1 << max(position, 255).bit_length()
+    cos, sin = _rotary_table(frequencies, scale, length, torch.device("cpu"), dtype)
+    with torch.inference_mode(False):
+        return cos[position], sin[position]
 
 
 class _Rotate(torch.autograd.Function):
@@ -240,6 +256,16 @@ class RotaryPosition(Position):
         if width < self.dim:
             return torch.cat((self._turn(x[..., :width], start), x[..., width:]), -1)
         return self._turn(x, start)
+
+    def stepper(self) -> Callable[[Tensor, int], Tensor]:
+        """The same where all channels turn, the rows looked up once for all layers."""
+        frequencies, scale, half = self.frequencies, self.scale, self.dim // 2
+
+        def step(x: Tensor, start: int) -> Tensor:
+            cos, sin = _rotary_row(frequencies, scale, start, x.dtype)
+            return torch.addcmul(torch.roll(x, half, -1) * sin, x, cos)
+
+        return step if len(frequencies) == half else self
 
     def _turn(self, x: Float[Tensor, "B H T K"], start: int) -> Float[Tensor, "B H T K"]:
         """All channels of x, in pairs of halves."""

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixlab.parts.contract import Place, Split, Watched, init_linear, register
+from mixlab.parts.contract import Place, Split, Step, Watched, init_linear, register
 from mixlab.parts.feature.mlp import FeatureMix, hidden_width
+from mixlab.parts.products import Products
 
 
 class Gated(FeatureMix):
@@ -65,6 +66,17 @@ class Gated(FeatureMix):
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """FFN(x) = W2 (act(W x) * V x)."""
         return self.down(self.activation(self.gate(x)) * self.up(x)), state
+
+    def stepper(self, products: Products) -> Step:
+        """The same, W and V as one product."""
+        both, down, activation = products(self.gate, self.up), products(self.down), self.activation
+        halves = (self.hidden, self.hidden)
+
+        def step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
+            gate, up = both(x).split_with_sizes(halves, -1)
+            return down(activation(gate).mul_(up)), state
+
+        return step
 
     def watched(self, x: Float[Tensor, "B T D"]) -> Mapping[Watched, Tensor]:
         """The hidden units."""

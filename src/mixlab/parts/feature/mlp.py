@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixlab.errors import UserError
-from mixlab.parts.contract import Part, Place, Split, Watched, init_linear, register
+from mixlab.parts.contract import Part, Place, Split, Step, Watched, init_linear, register
+from mixlab.parts.products import Products
 
 
 class FeatureMix(Part):
@@ -82,6 +83,11 @@ class MLP(FeatureMix):
     def mix(self, x: Float[Tensor, "B T D"], state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
         """FFN(x) = W2 act(W1 x + b1) + b2."""
         return self.down(self.activation(self.up(x))), state
+
+    def stepper(self, products: Products) -> Step:
+        """The same."""
+        up, down, activation = products(self.up), products(self.down), self.activation
+        return lambda x, state: (down(activation(up(x))), state)
 
     def watched(self, x: Float[Tensor, "B T D"]) -> Mapping[Watched, Tensor]:
         """The hidden units."""

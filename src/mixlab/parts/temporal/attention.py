@@ -13,9 +13,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mixlab.errors import UserError, near_divisors
-from mixlab.parts.contract import Part, Place, Split, Watched, get, init_linear, register, state_dtype
+from mixlab.parts.contract import (
+    Part,
+    Place,
+    Split,
+    Step,
+    Watched,
+    get,
+    init_linear,
+    register,
+    state_dtype,
+)
 from mixlab.parts.norm import RMSNorm
 from mixlab.parts.position import LinearBias, Position
+from mixlab.parts.products import Products
 from mixlab.parts.temporal import tiled
 
 
@@ -203,6 +214,36 @@ class Attention(Part):
             k, v, state = extend(state, k, v, scoring)
         y = attend(q, k, v, scoring)
         return self.out(y.transpose(1, 2).flatten(2)), state  # (B, H, T, K) -> (B, T, D)
+
+    def stepper(self, products: Products) -> Step | None:
+        """The same where scores are plain. Queries, keys and values stay side by side as one set of heads as
+        long as that spares operations; a ring's order means nothing to one token."""
+        c, K, window = self.config, self.width, self.scoring.window
+        if c.qk_norm or c.learned_temperature or c.softcap or self.slopes is not None:
+            return None
+        project, out = products(self.q, self.k, self.v), products(self.out)
+        turn = None if self.position is None else self.position.stepper()
+        scale = torch.tensor(self.scoring.scale or K**-0.5, dtype=self.q.weight.dtype)
+        H, G = self.heads, self.kv_heads
+
+        def step(x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+            keys, values, length = state
+            start, room = int(length), keys.shape[2]
+            if keys.dtype != x.dtype or start >= room != window:
+                return self.mix(x, state)
+            qk, v = project(x).view(1, -1, 1, K).split_with_sizes((H + G, G), 1)
+            if turn is not None:
+                qk = turn(qk, start)
+            q, k = qk.split_with_sizes((H, G), 1)
+            slot, filled = start % room, min(start + 1, room)
+            keys.narrow(2, slot, 1).copy_(k)
+            values.narrow(2, slot, 1).copy_(v)
+            past_k, past_v = keys.squeeze(0).narrow(1, 0, filled), values.squeeze(0).narrow(1, 0, filled)
+            q = q.view(G, H // G, K).mul_(scale)  # the queries of one key-value head as one matrix
+            y = torch.bmm(torch.bmm(q, past_k.transpose(1, 2)).softmax(-1), past_v)
+            return out(y.view(1, 1, -1)), AttentionState(keys, values, length + 1)
+
+        return step
 
     def watched(self, x: Float[Tensor, "B T D"]) -> Mapping[Watched, Tensor]:
         """The scores."""
