@@ -19,6 +19,7 @@ from tests.report.test_page import Page, payload
 
 ALL = {
     "meter-grad_norm", "meter-update_ratio", "meter-lr", "meter-tokens_per_second", "meter-peak_fraction",
+    "meter-memory_bytes",
     "meter-attention_logit", "meter-attention_entropy", "meter-effective_rank", "meter-dead_units",
 }  # fmt: skip
 
@@ -36,6 +37,7 @@ def metered(n: int, **more: Any) -> dict[str, Any]:
         "clipped_fraction": 0.5,
         "tokens_per_second": 1000.0 + n,
         "peak_fraction": 0.4,
+        "memory_bytes": 2**29 + n * 2**20,
         **more,
     }
 
@@ -110,6 +112,7 @@ def test_one_runs_figures_and_sentences(tmp_path: Path) -> None:
         "1,006 tokens/s in the median; 1,001 tokens/s in the slowest step, 1, and 1,012 tokens/s in the "
         "fastest, 12.",
         "40% in the median; ",
+        "518 MiB in the median, 524 MiB at most, at step 12.",
         "120 in layer 0 at step 10; highest in layer 0 at step 10, 120. Shaded is what is healthy, up to "
         "100.",
         "Step 1 (1 of 2 looks): the update-to-weight ratio is 0.7 in the head parameters.",
@@ -119,6 +122,7 @@ def test_one_runs_figures_and_sentences(tmp_path: Path) -> None:
         assert sentence in page.text, sentence
     names = {trace["name"] for trace in figures["meter-lr"]["all"]["data"]}
     assert names == {"muon: matrix", "adamw: head, gain"}
+    assert figures["meter-memory_bytes"]["all"]["data"][0]["y"][-1] == pytest.approx(524 / 1024, rel=1e-3)
     ratios = {t["name"]: t["y"] for t in figures["meter-update_ratio"]["all"]["data"]}
     assert ratios == {"matrix": [0.01, 0.02], "head": [0.7, 0.001]}
 
@@ -154,6 +158,7 @@ def test_several_runs_have_a_figure_for_each_role_and_tell_their_warnings_apart(
     head = payload(html)["figures"]["meter-update_ratio-head"]["all"]
     assert [trace["meta"]["model"] for trace in head["data"]] == ["one", "two"]
     assert sorted(note["name"] for note in head["layout"]["annotations"]) == ["one", "two"]
+    assert "The highest: one 120 at step 10 and two 120 at step 10." in page.text
 
 
 def test_a_warning_without_a_figure_has_its_source_too(tmp_path: Path) -> None:
@@ -185,9 +190,40 @@ def test_a_run_that_diverged_before_its_first_evaluation_keeps_its_curves(tmp_pa
     html = render(from_run(run(tmp_path, [*lines()[:-1], last, end])))
     page = Page(html)
     assert "No model has a score: gru failed after step 12." in page.text
-    assert "failed after step 12: the loss is nan at step 13" in page.text
+    assert (
+        "What ended early" in page.text
+        and "gru failed after step 12: the loss is nan at step 13." in page.text
+    )
     assert {"meter-grad_norm", "loss-tokens"} <= set(page.figures())
     assert len(payload(html)["figures"]["meter-grad_norm"]["all"]["data"][0]["x"]) == 11
+
+
+def test_a_run_that_broke_off_is_neither_best_nor_left_out_of_the_headline(tmp_path: Path) -> None:
+    folders = []
+    for name, end in (("good", "done"), ("bad", "failed")):
+        folder = tmp_path / name
+        folder.mkdir()
+        scored = [evaluation(12, 2.5)] if end == "done" else []
+        steps = 12 if end == "done" else 11
+        found = [
+            *lines(steps),
+            *scored,
+            {"kind": "end", "status": end, "message": "it broke", "seconds": steps},
+        ]
+        folders.append(run(folder, found, CONFIG.replace("gru", name, 1)))
+    html = render(merge([from_run(folder) for folder in folders], folders))
+    assert "good reaches 2.500 bits per byte" in html and "Failed, and shown with the reason: bad." in html
+    assert "bad failed after step 11: it broke." in html
+    row = html[html.index('data-value="bad"') :]
+    assert 'class="number best"' not in row[: row.index("</tr>")]
+
+
+def test_a_page_of_single_evaluations_begins_with_the_training_loss(tmp_path: Path) -> None:
+    for evaluations, first in (([12], "train"), ([6, 12], "valid"), ([], None)):
+        found = [*lines(), *(evaluation(n, 2.5 - n / 100) for n in evaluations)]
+        html = render(from_run(run(tmp_path, found)))
+        pressed = [attrs["data-view"] for _, attrs in Page(html).tags if attrs.get("aria-pressed") == "true"]
+        assert pressed == ([first] if first else []), evaluations
 
 
 def test_a_run_that_failed_before_its_first_step_has_only_its_reason(tmp_path: Path) -> None:

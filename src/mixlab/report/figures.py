@@ -230,6 +230,14 @@ def loss_figure(models: list[ModelView], key: str, reading: str, nats_per_bit: f
     return Figure(id=f"loss-{key}", title=title, reading=reading, views=views, wide=key == "tokens")
 
 
+def first_view(shown: Sequence[Figure]) -> str:
+    """What the loss figures show at first: validation, unless that is no more than a point for each model."""
+    views = [figure.views for figure in shown if figure.id.startswith("loss-")]
+    lines = [trace for view in views for trace in view.get("valid", {}).get("data", ())]
+    points = max((len(trace["x"]) for trace in lines), default=0)
+    return "train" if points < 2 and any("train" in view for view in views) else "valid"
+
+
 def _drawable(curve: Curve, key: str) -> bool:
     return key != "flops" or any(x > 0 for x in curve.x)
 

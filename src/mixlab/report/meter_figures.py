@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mixlab.report import meter_readings as say
@@ -50,13 +50,30 @@ def training_figures(models: Sequence[ModelView]) -> list[Figure]:
     """Gradient norm, updates by role, learning rates, throughput: those that a run has numbers of."""
     found = runs(models)
     wanted = [_gradient(found), *_updates(found), _rate(found)]
-    for key, title, unit, ticks in (
-        ("tokens_per_second", "Throughput", "tokens a second", "~s"),
-        ("peak_fraction", "Share of the measured peak", "share of the peak", ".0%"),
+    for key, title, unit, ticks, reading in (
+        (
+            "tokens_per_second",
+            "Throughput",
+            "tokens a second",
+            "~s",
+            say.throughput(found, "tokens_per_second"),
+        ),
+        (
+            "peak_fraction",
+            "Share of the measured peak",
+            "share of the peak",
+            ".0%",
+            say.throughput(found, "peak_fraction"),
+        ),
+        ("memory_bytes", "Memory", "GiB", "~g", say.memory(found)),
     ):
-        lines = [_line(run, curve) for run in found if (curve := run.step(key))]
-        reading = say.throughput(found, key)
-        wanted.append(_figure(key, title, reading, lines, unit, tickformat=ticks, from_zero=True))
+        lines = [_line(run, curve) for run in found if (curve := run.step(key)) and curve["most"]]
+        if key == "memory_bytes":
+            lines = [replace(line, series=_scaled(line.series, 2.0**-30)) for line in lines]
+        named = len(found) > 1
+        wanted.append(
+            _figure(key, title, reading, lines, unit, tickformat=ticks, from_zero=True, named=named)
+        )
     return [figure for figure in wanted if figure is not None]
 
 
@@ -66,7 +83,8 @@ def watch_figures(models: Sequence[ModelView]) -> list[Figure]:
     for key, (title, unit) in say.WATCHED.items():
         lines = [_line(run, curve) for run in found if (curve := run.watch(key))]
         reading = say.watched(found, key)
-        wanted.append(_figure(key, title, reading, lines, unit, band=BANDS[key]))
+        named = len(found) > 1
+        wanted.append(_figure(key, title, reading, lines, unit, band=BANDS[key], named=named))
     return [figure for figure in wanted if figure is not None]
 
 
@@ -87,7 +105,7 @@ def _updates(found: Sequence[say.RunMeters]) -> list[Figure | None]:
     title, unit, band = "Update over weight", "change / weights", BANDS["update_ratio"]
     with_ratios = [run for run in found if run.updates]
     roles = [role for role in ROLES if any(role in run.updates for run in with_ratios)]
-    if len(with_ratios) == 1:
+    if len(found) == 1 == len(with_ratios):
         (run,) = with_ratios
         lines = [
             Line(name=role, slot=SLOTS[ROLES.index(role)], series=run.updates[role], model=run.model.name)
@@ -97,10 +115,8 @@ def _updates(found: Sequence[say.RunMeters]) -> list[Figure | None]:
     figures = []
     for role in roles:
         lines = [_line(run, run.updates[role]) for run in with_ratios if role in run.updates]
-        reading = say.updates_of(with_ratios, role)
-        figures.append(
-            _figure(f"update_ratio-{role}", f"{title}, {role} parameters", reading, lines, unit, band=band)
-        )
+        reading, of = say.updates_of(with_ratios, role), f"{title}, {role} parameters"
+        figures.append(_figure(f"update_ratio-{role}", of, reading, lines, unit, band=band, named=True))
     return figures
 
 
@@ -116,6 +132,15 @@ def _rate(found: Sequence[say.RunMeters]) -> Figure | None:
     else:
         lines, keys = [_line(run, curve) for run in found if (curve := run.step("lr"))], []
     return _figure("lr", "Learning rate", say.rate(found), lines, "rate", keys=keys, from_zero=True)
+
+
+def _scaled(series: Series, factor: float) -> Series:
+    """The drawn values times `factor`."""
+    found = dict(series)
+    for side in ("y", "low", "high"):
+        if side in series:
+            found[side] = [factor * value for value in series[side]]
+    return found
 
 
 def _line(run: say.RunMeters, curve: Series, *, dash: str = "", name: str = "") -> Line:
@@ -140,9 +165,10 @@ def _figure(
     keys: Sequence[tuple[str, str]] = (),
     tickformat: str = "~g",
     from_zero: bool = False,
+    named: bool = False,
 ) -> Figure | None:
     """None where no run has numbers. unlabelled: drawn too, without a name at the right edge. keys: a legend
-    in place of all the names there."""
+    in place of all the names there. named: a single line has its name too."""
     if not lines:
         return None
     drawn = [*lines, *unlabelled]
@@ -155,11 +181,12 @@ def _figure(
     if logarithmic:
         more = {"range": span, "type": "log", **_ticks(*span)}
     x = axis("step", rangemode="tozero", tickformat="~s", nticks=6)
-    margin = {**MARGIN, "l": 66, "r": MARGIN["r"] if len(lines) > 1 and not keys else 24}
+    edge = (named or len(lines) > 1) and not keys
+    margin = {**MARGIN, "l": 66, "r": MARGIN["r"] if edge else 24}
     shown = layout(x, axis(unit, **more), height=HEIGHT, margin=margin)
     shown["shapes"] = _healthy(band, span, logarithmic) if band else []
     place = (lambda y: math.log10(y)) if logarithmic else (lambda y: y)
-    if len(lines) > 1 and not keys:
+    if edge:
         shown["annotations"] = labels([(line, place(line.series["y"][-1])) for line in lines], span, HEIGHT)
         for note in shown["annotations"]:  # hidden with the line, by the model's chip
             note["name"] = next(line.model for line in lines if line.name == note["name"])

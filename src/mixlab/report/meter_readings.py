@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixlab.report.units import count, listed, percent
+from mixlab.report.units import count, listed, percent, size
 from mixlab.report.view import ModelView, mapping, number
 from mixlab.train.bands import BANDS
 
@@ -146,6 +146,15 @@ def throughput(runs: Sequence[RunMeters], key: str) -> str:
     return f"In the median: {_each([(name, write(curve['median'])) for name, curve in found])}."
 
 
+def memory(runs: Sequence[RunMeters]) -> str:
+    """What was in use in the median and at most."""
+    found = [(run.name, c) for run in runs if (c := run.step("memory_bytes")) and c["most"]]
+    words = [(name, f"{size(c['median'])} in the median, {size(c['most'])} at most") for name, c in found]
+    if len(runs) == 1 and words:
+        return f"{words[0][1]}, at {at_step(found[0][1]['most_at'])}."
+    return f"In use: {'; '.join(f'{name} {what}' for name, what in words[:MOST_NAMED])}."
+
+
 def watched(runs: Sequence[RunMeters], key: str) -> str:
     """The last reading, the one nearest to leaving the band, and the band."""
     found = [(run.name, curve) for run in runs if (curve := run.watch(key))]
@@ -155,7 +164,7 @@ def watched(runs: Sequence[RunMeters], key: str) -> str:
     write = share if key == "dead_units" else value
     if key == "dead_units" and not any(curve["most"] for _, curve in found):
         return f"No unit was dead at any look. {shaded}"
-    if len(found) == 1:
+    if len(runs) == len(found) == 1:
         curve = found[0][1]
         return (
             f"{write(curve['last'])} in layer {curve['last_layer']} at {at_step(curve['last_at'])}; "

@@ -43,6 +43,8 @@ def render(comparison: Mapping[str, Any]) -> str:
         columns=head,
         rows=body,
         footnotes=table.footnotes(models),
+        ended=table.ended(models),
+        first_view=figures.first_view(shown),
         models=models,
         training_views=sorted(
             {view for f in shown if f.id.startswith("loss-") for view in f.views}, reverse=True

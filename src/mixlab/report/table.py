@@ -76,7 +76,8 @@ def table(models: list[ModelView], context: float | None) -> tuple[list[Column],
 
 
 def _best(column: Column, models: list[ModelView]) -> float | None:
-    values = [value for model in models if (value := model.mean(column.key)) is not None]
+    scored = [model for model in models if model.bits is not None]  # what broke off early is no fastest
+    values = [value for model in scored if (value := model.mean(column.key)) is not None]
     if not column.better or len(values) < 2:
         return None
     return min(values) if column.better == "low" else max(values)
@@ -97,7 +98,7 @@ def _row(
         value = model.mean(column.key)
         half = half_width(model.values(column.key)) if column.key == "bits_per_byte" else None
         spread = f"± {bits(half)}" if half is not None and not model.is_reference else ""
-        top = value is not None and value == best[column.key]
+        top = value is not None and model.bits is not None and value == best[column.key]
         cells.append(Cell(text=column.show(value), value=value, best=top, spread=spread))
     dots = None
     if strip and model.bits is not None:
@@ -114,12 +115,21 @@ def _note(model: ModelView) -> str:
         total = len(model.done) + len(model.failed)
         notes.append(f"{len(model.failed)} of {total} seeds failed: {model.reason}")
     for result in model.done:
-        status, reason = result.get("status", "done"), result.get("reason")
+        status = result.get("status", "done")
         if status != "done":
-            notes.append(
-                f"{'still running' if status == 'running' else status}{f': {reason}' if reason else ''}"
-            )
+            notes.append("still running" if status == "running" else status)
     return "; ".join(notes)
+
+
+def ended(models: list[ModelView]) -> list[str]:
+    """A sentence for each run with numbers that ended before its time, and why."""
+    found = []
+    for model in models:
+        for result in model.done:
+            status, reason = result.get("status", "done"), result.get("reason")
+            if status not in ("done", "running") and reason:
+                found.append(f"{model.name} {status}: {reason}.")
+    return found
 
 
 def footnotes(models: list[ModelView]) -> list[str]:

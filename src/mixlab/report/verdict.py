@@ -87,9 +87,16 @@ def headline(models: list[ModelView]) -> str:
     ranked = [model for model in models if model.bits is not None]
     parts = [_result(ranked, models)]
     failed = [model.name for model in models if model.failed and not model.done]
+    failed += [model.name for model in models if ranked and _broke_off(model)]
     if failed:
         parts.append(f"Failed, and shown with the reason: {listed(failed)}.")
     return " ".join(parts)
+
+
+def _broke_off(model: ModelView) -> bool:
+    """Whether all that the model has are curves of runs that failed before they were scored."""
+    statuses = [str(result.get("status")) for result in model.done]
+    return model.bits is None and bool(statuses) and all(s.startswith("failed") for s in statuses)
 
 
 def _result(ranked: list[ModelView], models: list[ModelView]) -> str:

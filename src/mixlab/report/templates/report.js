@@ -4,7 +4,8 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const hovers = window.matchMedia("(hover: hover)");
   const coarse = window.matchMedia("(pointer: coarse)");
-  const shown = { view: "valid", hidden: new Set(), printing: false };
+  const pressed = document.querySelector('[data-view][aria-pressed="true"]');
+  const shown = { view: pressed ? pressed.dataset.view : "valid", hidden: new Set(), printing: false };
   const PRINT_WIDTH = 660; // px: the narrower of A4 and Letter less 15 mm margins, with room to spare
 
   const PRINT_HEIGHT = 330; // px: two figures and their sentences on a page
