@@ -36,12 +36,12 @@ def sample_next(
     Raises UserError for settings out of range, RunFailed when a row holds NaN, +inf or nothing possible.
     """
     check_sampling(temperature, top_k, top_p)
-    logits = logits.double()
     best = logits.amax(-1, keepdim=True)  # (B, 1)
     if not all(map(math.isfinite, best.flatten().tolist())):  # a NaN anywhere is the largest of its row
         raise RunFailed("the model's next-token scores are not finite; its weights may have diverged")
     if temperature == 0:
         return logits.argmax(-1)  # of equals, the first
+    logits, best = logits.double(), best.double()
     # The likeliest token is moved to 0 first: a tiny temperature sends the rest to -inf and none to NaN.
     scaled = (logits - best) / temperature
     if top_k is not None or (top_p is not None and top_p < 1):

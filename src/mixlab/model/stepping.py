@@ -39,10 +39,10 @@ def stepper(model: LanguageModel, products: Products) -> Callable[[Tensor, Model
     """
     carry: dict[str, Tensor] = {}
     blocks = [_block(block, products, carry) for block in model.layers()]
-    norm, head = model.norm.stepper(), products(model.head)
+    table, norm, head = model.embedding, model.norm.stepper(), products(model.head)
 
     def step(tokens: Tensor, state: ModelState) -> Output:
-        x, after = model.placed(look_up(model.embedding, tokens), tokens, state), []
+        x, after = model.placed(look_up(table, tokens), tokens, state), []
         carry.clear()
         for block, (t_state, f_state) in zip(blocks, state.blocks, strict=True):
             normed, temporal, then_normed, feature = block

@@ -263,7 +263,7 @@ class RotaryPosition(Position):
 
         def step(x: Tensor, start: int) -> Tensor:
             cos, sin = _rotary_row(frequencies, scale, start, x.dtype)
-            return torch.addcmul(torch.roll(x, half, -1) * sin, x, cos)
+            return torch.addcmul(torch.roll(x, half, -1).mul_(sin), x, cos)
 
         return step if len(frequencies) == half else self
 

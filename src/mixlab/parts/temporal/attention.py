@@ -223,13 +223,16 @@ class Attention(Part):
             return None
         project, out = products(self.q, self.k, self.v), products(self.out)
         turn = None if self.position is None else self.position.stepper()
+        # As tensors, because an operation takes a Python number at twice the price.
         scale = torch.tensor(self.scoring.scale or K**-0.5, dtype=self.q.weight.dtype)
+        one = torch.tensor(1)
         H, G = self.heads, self.kv_heads
 
         def step(x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
             keys, values, length = state
             start, room = int(length), keys.shape[2]
-            if keys.dtype != x.dtype or start >= room != window:
+            usual = keys.dtype == x.dtype and keys.is_contiguous() and values.is_contiguous()
+            if not usual or start >= room != window:
                 return self.mix(x, state)
             qk, v = project(x).view(1, -1, 1, K).split_with_sizes((H + G, G), 1)
             if turn is not None:
@@ -238,10 +241,11 @@ class Attention(Part):
             slot, filled = start % room, min(start + 1, room)
             keys.narrow(2, slot, 1).copy_(k)
             values.narrow(2, slot, 1).copy_(v)
-            past_k, past_v = keys.squeeze(0).narrow(1, 0, filled), values.squeeze(0).narrow(1, 0, filled)
+            past_k = keys.as_strided((G, K, filled), (room * K, 1, K))  # of each head, transposed
+            past_v = values.as_strided((G, filled, K), (room * K, K, 1))
             q = q.view(G, H // G, K).mul_(scale)  # the queries of one key-value head as one matrix
-            y = torch.bmm(torch.bmm(q, past_k.transpose(1, 2)).softmax(-1), past_v)
-            return out(y.view(1, 1, -1)), AttentionState(keys, values, length + 1)
+            y = torch.bmm(torch.bmm(q, past_k).softmax(-1), past_v)
+            return out(y.view(1, 1, -1)), AttentionState(keys, values, length.add(one))
 
         return step
 
