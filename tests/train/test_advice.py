@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mixlab.errors import RunFailed
-from mixlab.train import train
+from mixlab.train import loop, train
 from mixlab.train.advice import advice
 from mixlab.train.config import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from mixlab.train.metrics import read_metrics
@@ -157,12 +158,37 @@ def test_a_rate_far_too_high_ends_with_advice_and_the_best_checkpoint(config: An
     assert "the update-to-weight ratio at step 1" in message and "train.optimizer.lr=1, a tenth" in message
     best = min((line for line in lines if line["kind"] == "eval"), key=lambda line: line["bits_per_byte"])
     folder = tmp_path / "run/checkpoints" / f"step-{best['step']:07}"
-    assert message.endswith(f"the best checkpoint is {folder}") and folder.is_dir()
+    assert message.endswith(f"; the best checkpoint is {folder}") and folder.is_dir()
     end = lines[-1]
     assert (end["kind"], end["status"], end["message"]) == ("end", "failed", message)
     assert BEFORE <= end["step"] < 300
     ignorance = math.log(len(set((tmp_path / "text.txt").read_text())) + 1)
     assert all(line["loss"] > ignorance for line in lines if line["kind"] == "step" and line["step"] > 20)
+
+
+def test_a_checkpoint_that_was_better_before_it_broke_is_named_too(
+    config: Any, tmp_path: Any, monkeypatch: Any
+) -> None:
+    real = loop.Trainer.step
+
+    def broken(self: Any) -> Any:
+        if self.done.step + 1 == 8:
+            self.model.head.weight.data[0, 0] = math.nan
+        return real(self)
+
+    scores = iter([3.0, 2.0, 4.0])
+
+    def scored(*args: Any, **keys: Any) -> Any:
+        return SimpleNamespace(line=lambda: {"bits_per_byte": next(scores), "loss_by_position": []})
+
+    monkeypatch.setattr(loop.Trainer, "step", broken)
+    monkeypatch.setattr(loop, "evaluate", scored)
+    with pytest.raises(RunFailed) as failure:
+        train(with_train(config, eval_every=2), tmp_path / "run", progress=quiet)
+    folder = tmp_path / "run/checkpoints"
+    assert (folder / "step-0000004").is_dir()
+    end = f"; the last good checkpoint is {folder / 'step-0000006'}, the best by its evaluation "
+    assert str(failure.value).endswith(f"{end}{folder / 'step-0000004'}")
 
 
 def test_without_clipping_a_rate_of_thousands_says_what_to_set(config: Any, tmp_path: Any) -> None:

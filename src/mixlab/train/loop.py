@@ -373,13 +373,19 @@ class Trainer:
 
     def last_good(self, failure: RunFailed) -> str:
         """What to do about a failure, where the record tells, and the checkpoint to go back to."""
-        words, saved = "", self.saver.saved
-        if isinstance(failure, Diverged | NotFinite):
-            at = self.middle_of_step()
-            words = f"{advice(self.config, self.record.trend, fraction=at, bfloat16=self.bfloat16)}; "
-        if isinstance(failure, Diverged) and (best := self.record.best_step) is not None:
-            return f"{words}the best checkpoint is {self.folder.checkpoints / checkpoint.name_of(best)}"
-        return words + (f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet")
+        saved = self.saver.saved
+        last = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
+        if not isinstance(failure, Diverged | NotFinite):
+            return last
+        fraction = self.middle_of_step()
+        words = advice(self.config, self.record.trend, fraction=fraction, bfloat16=self.bfloat16)
+        step = self.record.best_step
+        best = None if step is None else self.folder.checkpoints / checkpoint.name_of(step)
+        if best is not None and isinstance(failure, Diverged):
+            return f"{words}; the best checkpoint is {best}"
+        return f"{words}; {last}" + (
+            f", the best by its evaluation {best}" if best not in (None, saved) else ""
+        )
 
     def note(self, message: str) -> None:
         """Tell a person something that is not a metric."""
