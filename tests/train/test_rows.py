@@ -99,6 +99,24 @@ def test_packing_and_weights_change_what_is_drawn(made):
     assert len({batch[0].numpy().tobytes() for batch in drawn}) == 4
 
 
+def test_other_weights_are_another_config_with_which_the_text_begins_afresh_by_force(made, tmp_path):
+    train(made(**MIXED), tmp_path / "run", progress=stop_at(3))
+    other, said = made(weights=[1, 1]), []
+    with pytest.raises(UserError, match=r"data\.weights \(\[3\.0, 1\.0\], now \[1\.0, 1\.0\]\)"):
+        train(other, tmp_path / "run", resume=True, progress=quiet)
+    train(
+        other,
+        tmp_path / "run",
+        resume=True,
+        force=True,
+        progress=lambda line: said.append(line.get("message", "")),
+    )
+    assert any("data.weights" in note and "the text begins afresh" in note for note in said)
+    (line,) = read_metrics(tmp_path / "run" / "metrics.jsonl", "config")
+    assert line["step"] == 3 and "data.weights" in line["changes"]
+    assert len(record(tmp_path / "run", "step")) == 8
+
+
 def test_a_mixtures_sources_are_scored_beside_the_total(made, tmp_path):
     config = made(**MIXED)
     train(config, tmp_path / "run", progress=quiet)
