@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from mixlab.model.language_model import build_model
-from mixlab.train import meters
+from mixlab.train import machine, meters
 from mixlab.train.config import CheckpointConfig, OptimizerConfig
 from mixlab.train.loop import train
 from mixlab.train.metrics import read_metrics
@@ -52,6 +53,27 @@ def test_the_peak_is_that_of_the_dtype_in_use(config, tmp_path, monkeypatch):
         train(with_train(config, dtype=dtype, steps=1), tmp_path / dtype, progress=quiet)
         (line,) = steps_of(tmp_path / dtype)
         assert line["flops_per_second"] / line["peak_fraction"] == pytest.approx(peak)
+
+
+def test_a_peak_that_training_surpasses_is_measured_again_once(monkeypatch):
+    """It was taken on a busy machine. What is drawn after that is what would have been."""
+    asked = []
+
+    def measure(device, refresh=False):
+        asked.append(refresh)
+        torch.rand(3)
+        return replace(FAKE, float32_flops=5e9 if refresh else 1e9)
+
+    monkeypatch.setattr(machine, "measure", measure)
+    speed = meters.Speed("cpu", bfloat16=False)
+    torch.manual_seed(0)
+    assert speed.rates(8, 10**9, 2.0)["peak_fraction"] == 0.5
+    assert speed.rates(8, 4 * 10**9, 1.0)["peak_fraction"] == 0.8
+    assert speed.rates(8, 6 * 10**9, 1.0)["peak_fraction"] == 1.2
+    assert asked == [False, True]
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(1), drawn)
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.3, 1.0, 1e6])

@@ -150,7 +150,7 @@ class Trainer:
         self.record = Record(folder.metrics, report)
         self.saver = Saver(folder.checkpoints, self.config.checkpoint, self.record)
         self.clock = Clock()
-        self.peak = machine.measure(self.device.type).peak(self.bfloat16)
+        self.speed = meters.Speed(self.device.type, self.bfloat16)
         self.watch = WatchList(
             self.model,
             self.valid,
@@ -224,7 +224,7 @@ class Trainer:
             "grad_norm_clipped": meters.clipped_norm(taken.norm, clip),
             "clipped_fraction": done.clipped / done.step,
             **({"update_ratio": taken.update_ratio or {}} if measured else {}),
-            **meters.rates(tokens, flops, seconds, self.peak),
+            **self.speed.rates(tokens, flops, seconds),
             **meters.memory(self.device),
         }
 

@@ -9,17 +9,33 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from mixlab.train import machine, shortage
+from mixlab.train import machine, randomness, shortage
 from mixlab.train.optimizers import Optimizers
 
 CLIP_EPS = 1e-6
 """What torch's clip_grad_norm_ adds to the norm that it divides by."""
 
 
-def rates(tokens: int, flops: int, seconds: float, peak: float) -> dict[str, float]:
-    """What a step of so many seconds makes a second, and its FLOP/s over `peak`, the machine's measured."""
-    speed = flops / seconds
-    return {"tokens_per_second": tokens / seconds, "flops_per_second": speed, "peak_fraction": speed / peak}
+class Speed:
+    """What a step makes a second, and how much of this machine's peak of matrix products that is."""
+
+    def __init__(self, device: str, bfloat16: bool) -> None:
+        self.device, self.bfloat16 = device, bfloat16
+        self.peak, self._measured_again = machine.measure(device).peak(bfloat16), False
+
+    def rates(self, tokens: int, flops: int, seconds: float) -> dict[str, float]:
+        """Of one step. A peak below it was taken while the machine was busy: it is measured once more."""
+        speed = flops / seconds
+        if speed > self.peak and not self._measured_again:
+            self._measured_again = True
+            with randomness.kept():
+                again = machine.measure(self.device, refresh=True).peak(self.bfloat16)
+            self.peak = max(self.peak, again)
+        return {
+            "tokens_per_second": tokens / seconds,
+            "flops_per_second": speed,
+            "peak_fraction": speed / self.peak,
+        }
 
 
 def memory(device: torch.device) -> dict[str, int]:

@@ -23,7 +23,8 @@ kind "step", one a step:
     tokens_per_second    of this step, by all the time since the line before
     flops_per_second     likewise
     peak_fraction        flops_per_second over this machine's measured FLOP/s of square matrix products in the
-                         dtype of the run (environment.json: machine, float32_flops or bfloat16_flops)
+                         dtype of the run (environment.json: machine, float32_flops or bfloat16_flops), which
+                         are measured once more when a step surpasses them
     memory_bytes         in use now: resident in the process, on a GPU by its tensors; 0 if it is not known
     peak_memory_bytes    and at most since the process began
 
