@@ -166,6 +166,20 @@ def test_generate_says_when_the_model_ended_the_document(mixlab: Command) -> Non
     assert json.loads(mixlab(*greedy, "--json", "--max-tokens", "9").out)["ended"] is False
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_generate_says_which_of_the_prompt_the_tokenizer_cannot_write(
+    mixlab: Command, runs: Path, form: tuple[str, ...]
+) -> None:
+    given = (runs / "text.txt", "--preset", "ngram", "--set", "data.tokenizer=char", "--out", "letters")
+    assert mixlab("train", *given).status == 0
+    told = "2 of the prompt's characters are not in the tokenizer's vocabulary"
+    for prompt, said in (("12 \u017cab\u0105", True), ("12 green", False)):
+        done = mixlab("generate", "letters", "--prompt", prompt, "--max-tokens", "3", *form)
+        assert done.status == 0
+        assert (f"note: {told}" in done.err) == said
+        assert "vocabulary" not in done.out
+
+
 def test_generate_takes_a_checkpoint_folder(mixlab: Command, runs: Path) -> None:
     checkpoint = next((runs / "neural" / "checkpoints").iterdir())
     both = [mixlab("generate", path, "--max-tokens", "9").out for path in (checkpoint, runs / "neural")]

@@ -121,6 +121,8 @@ def test_a_packed_copy_shares_what_is_not_packed_and_leaves_the_part_alone() -> 
     ("value", "sentence"),
     [
         (70_000.0, "blocks.1.feature.down.weight has numbers beyond float16's largest, 65504"),
+        (65_519.0, "blocks.1.feature.down.weight has numbers beyond"),
+        (-65_504.01, "blocks.1.feature.down.weight has numbers beyond"),
         (float("nan"), "blocks.1.feature.down.weight has numbers beyond"),
         (1e-8, "blocks.1.feature.down.weight has too many numbers below float16's smallest, 6e-5"),
     ],
@@ -128,7 +130,7 @@ def test_a_packed_copy_shares_what_is_not_packed_and_leaves_the_part_alone() -> 
 def test_weights_that_float16_does_not_hold_stay_and_it_is_said(value: float, sentence: str) -> None:
     model = model_of(feature="swiglu")
     weight = model.blocks[1].feature.down.weight.data
-    if value < 1:
+    if 0 < value < 1:
         weight.fill_(value)
     else:
         weight[3, 4] = value

@@ -108,6 +108,19 @@ def test_readings_are_computed_from_the_numbers():
     assert "transformer uses the most" in readings.position(models)
 
 
+def test_contexts_used_alike_are_not_told_apart():
+    def read(**losses: list[float]) -> str:
+        results = [{"model": name, "curve": [{}], "loss_by_position": ys} for name, ys in losses.items()]
+        return readings.position(group({"results": results}))
+
+    early, late = [4.0, 2.0, 2.0, 2.0], [5.0, 5.0, 5.0, 3.0]
+    assert "; both have made 95% of their gain by position 2." in read(a=early, b=[y + 1 for y in early])
+    assert "; all have made 95%" in read(a=early, b=early, c=early)
+    assert "b uses the most of it, making 95% of its gain only by position 4, while a" in read(
+        a=early, b=late
+    )
+
+
 def test_a_reading_follows_when_the_numbers_change():
     def result(model: str, ys: list[float]) -> dict:
         return {

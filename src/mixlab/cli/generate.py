@@ -47,7 +47,13 @@ def generate(
     opened = open_run(run, notes=note)
     tokenizer = opened.tokenizer
     # 0 ends a document and so starts the next: the text before every prompt.
-    tokens = [0, *(int(token) for token in tokenizer.encode(prompt))]
+    encoded = tokenizer.encode(prompt)
+    tokens = [0, *(int(token) for token in encoded)]
+    if unknown := tokenizer.count_unknown(encoded):
+        note(
+            f"{unknown} of the prompt's characters {'is' if unknown == 1 else 'are'} not in the tokenizer's "
+            "vocabulary: the model reads one unknown character instead of each"
+        )
     ids = continue_from(
         opened.load(),
         tokens,

@@ -18,6 +18,9 @@ ROUNDING = 2.0**-10
 """Largest change, relative to a matrix's norm, that its float16 copy may make. Rounding to 11 bits makes
 about 2^-12.5; more means that much of the matrix is below float16's normal range, 6e-5."""
 
+LARGEST = 65504.0
+"""Of float16's numbers. Those up to 65520 round to it, but packing finds them out of range all the same."""
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -88,10 +91,9 @@ def cannot_pack(model: nn.Module) -> str | None:
         if not is_plain(linear):
             continue
         weight: Any = linear.weight.detach()
-        half = weight.half()
-        if not half.isfinite().all():
+        if not (weight.abs() <= LARGEST).all():  # nor is NaN
             return f"{name}.weight has numbers beyond float16's largest, 65504"
-        if half.float().sub_(weight).norm() > ROUNDING * weight.norm():
+        if weight.half().float().sub_(weight).norm() > ROUNDING * weight.norm():
             return f"{name}.weight has too many numbers below float16's smallest, 6e-5"
     return None
 

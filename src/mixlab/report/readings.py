@@ -179,9 +179,12 @@ def position(models: list[ModelView]) -> str:
         )
     longest, shortest = max(spans), min(spans)
     lowest = min(spans, key=lambda span: span[3])
+    words = f"{lowest[2]} is lowest at the end of the context ({lowest[3]:.2f} nats per token); "
+    latest, earliest = count(round(longest[0])), count(round(shortest[0]))
+    if latest == earliest:
+        every = "both" if len(spans) == 2 else "all"
+        return f"{words}{every} have made 95% of their gain by position {latest}."
     return (
-        f"{lowest[2]} is lowest at the end of the context ({lowest[3]:.2f} nats per token); "
-        f"{longest[2]} uses the most of it, making 95% of its gain only by position "
-        f"{count(round(longest[0]))}, while {shortest[2]} has made it by position "
-        f"{count(round(shortest[0]))}."
+        f"{words}{longest[2]} uses the most of it, making 95% of its gain only by position {latest}, "
+        f"while {shortest[2]} has made it by position {earliest}."
     )
