@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,44 @@ def test_a_resume_with_other_settings_lists_them_and_goes_on_by_force(mixlab: Co
     assert done.status == 0
     assert json.loads(done.out)["tokens"] == 2 * 64 + 128
     assert "note: going on with another config: " in done.err
+
+
+@pytest.mark.parametrize(
+    ("begun", "given", "kept"),
+    [
+        (
+            ["kind=muon", "momentum=0.8", "weight_decay=0.3", "options.ns_steps=3"],
+            ["kind=adamw", "eps=1e-6"],
+            {"kind": "adamw", "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-6},
+        ),
+        (["kind=adamw"], ["kind=sgd"], {"kind": "sgd", "weight_decay": 0.0}),
+        (
+            ["kind=muon", "momentum=0.8"],
+            ["kind=muon", "weight_decay=0.2"],
+            {"kind": "muon", "weight_decay": 0.2, "momentum": 0.8, "betas": [0.9, 0.95], "eps": 1e-8},
+        ),
+    ],
+)
+def test_another_kind_of_optimizer_on_a_resume_comes_with_its_own_knobs(
+    mixlab: Command, runs: Path, begun: list[str], given: list[str], kept: dict[str, object]
+) -> None:
+    begin = ["train", runs / "text.txt", "--preset", "transformer", "--steps", "2", "--out", "run"]
+    assert mixlab(*begin, *settings(*(f"train.optimizer.{knob}" for knob in begun))).status == 0
+    other = [word for knob in given for word in ("--set", f"train.optimizer.{knob}")]
+    done = mixlab("train", "--resume", "run", "--steps", "3", *other, "--force-config")
+    assert done.status == 0, done.err
+    optimizer = tomllib.loads(Path("run/config.toml").read_text())["train"]["optimizer"]
+    shared = {"lr": 0.01, "clip": 1.0, "lr_scale": {}, "decay": {}, "options": {}}
+    assert optimizer == shared | kept
+
+
+def test_another_tokenizer_is_refused_even_by_force(mixlab: Command, runs: Path) -> None:
+    other = ["train", "--resume", runs / "neural", "--steps", "9", "--set", "data.tokenizer=char"]
+    for force in ([], ["--force-config"]):
+        done = mixlab(*other, *force)
+        assert (done.status, done.out) == (2, "")
+        assert "data.tokenizer (byte, now char)" in done.err
+        assert "--force-config" not in done.err
 
 
 def test_force_is_for_a_resume_and_an_ngram_has_no_length(mixlab: Command, runs: Path) -> None:

@@ -81,10 +81,11 @@ def test_the_one_before_a_damaged_one_is_used_with_a_note(tmp_path):
     assert "a.bin" in notes[0]
 
 
-def test_when_none_is_left_the_newest_damaged_file_is_named(tmp_path):
+def test_when_none_is_left_the_damaged_file_of_each_is_named(tmp_path):
     for step in (1, 2):
         damage_flip(checkpoint.save(tmp_path, step, write) / "a.bin")
-    with pytest.raises(UserError, match=r"step-0000002/a\.bin is damaged.*no other checkpoint is left"):
+    each = r"step-0000002/a\.bin is damaged.*step-0000001/a\.bin is damaged.*no other checkpoint is left"
+    with pytest.raises(UserError, match=each):
         checkpoint.first_whole(checkpoint.list_checkpoints(tmp_path), print)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from mixlab.model.ngram import NGramConfig
 from mixlab.train import checkpoint
 from mixlab.train.config import OptimizerConfig
 from mixlab.train.files import write_text
-from mixlab.train.folder import RunFolder
+from mixlab.train.folder import MAY_CHANGE, RunFolder
 from mixlab.train.loop import train
 from mixlab.train.metrics import read_metrics
 from mixlab.train.run import open_run
@@ -131,6 +132,54 @@ def test_force_changes_nothing_where_nothing_differs(config, tmp_path, begun):
     train(config, begun, resume=True, force=True, progress=quiet)
     assert record(begun) == record(tmp_path / "straight")
     assert changes(begun) == []
+
+
+@pytest.mark.parametrize("kind", ["neural", "counted"])
+@pytest.mark.parametrize("force", [False, True])
+def test_another_tokenizer_cannot_be_forced(config, tmp_path, kind, force):
+    config = config if kind == "neural" else counted(config, 2)
+    train(config, tmp_path / "run", progress=stop_at(1))
+    before = contents(tmp_path / "run")
+    other = replace(config, data=replace(config.data, tokenizer="byte"))
+    with pytest.raises(
+        UserError, match=r"run was made with .* data\.tokenizer \(char, now byte\); .*new run"
+    ):
+        train(other, tmp_path / "run", resume=True, force=force, progress=quiet)
+    assert contents(tmp_path / "run") == before
+
+
+def test_the_size_of_a_learned_vocabulary_cannot_be_forced_and_that_of_another_says_nothing(config, tmp_path):
+    bpe, char = (replace(config, data=replace(config.data, tokenizer=name)) for name in ("bpe", "char"))
+    sizes = [replace(bpe, data=replace(bpe.data, vocab_size=size)) for size in (260, 270)]
+    train(sizes[0], tmp_path / "bpe", progress=stop_at(1))
+    with pytest.raises(UserError, match=r"another tokenizer: data\.vocab_size \(260, now 270\); "):
+        train(sizes[1], tmp_path / "bpe", resume=True, force=True, progress=quiet)
+    train(char, tmp_path / "char", progress=stop_at(1))
+    other = replace(char, data=replace(char.data, vocab_size=270))
+    assert train(other, tmp_path / "char", resume=True, force=True, progress=quiet)["status"] == "done"
+
+
+def test_another_tokenizer_in_a_config_changed_by_hand_cannot_be_forced(config, begun):
+    saved = RunFolder(begun).read_config()
+    edited = replace(saved, data=replace(saved.data, tokenizer="byte"))
+    write_text(begun / "config.toml", to_toml(edited))
+    before = contents(begun)
+    with pytest.raises(UserError, match=r"step-0000003 was made with another tokenizer: data\.tokenizer"):
+        train(edited, begun, resume=True, force=True, progress=quiet)
+    assert contents(begun) == before
+
+
+def test_a_refusal_and_the_docs_name_all_that_may_change(config, begun):
+    with pytest.raises(UserError) as refused:
+        train(with_train(config, seed=5), begun, resume=True, progress=quiet)
+    said = str(refused.value).partition("(only the length, ")[2].partition(" may change without)")[0]
+    lengths = {f"train.{name}" for name in ("steps", "tokens", "epochs", "minutes", "flops")}
+    assert set(said.replace(" and ", ", ").split(", ")) == {*MAY_CHANGE} - lengths
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text()
+    (sentence,) = [s for s in page.replace("\n", " ").split(". ") if s.endswith("may change on the way")]
+    for key in {*MAY_CHANGE} - lengths - {"train.checkpoint"}:
+        assert f"`{key.removeprefix('train.')}`" in sentence
+    assert "`[train.checkpoint]`" in sentence
 
 
 def test_an_average_begins_and_ends_where_it_is_asked_for(config, tmp_path, begun):

@@ -156,9 +156,23 @@ def _resumed(
         config = replace(config, train=config.train.with_horizon(**length))
     if seed is None and batch_tokens is None and not overrides:
         return config
-    tables = to_mapping(config)
+    tables = to_mapping(_of_new_kind(config, overrides))
     _set_given(tables["train"], batch_tokens, seed)
     return load_run_config(tables, overrides)
+
+
+def _of_new_kind(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """A saved config, which spells out its kind of optimizer, without that kind's knobs if `--set` names
+    another kind."""
+    from mixlab.config import apply_overrides
+
+    optimizer = config.train.optimizer
+    given: Any = apply_overrides({}, overrides)
+    for key in ("train", "optimizer", "kind"):
+        given = given.get(key) if isinstance(given, dict) else None
+    if not isinstance(given, str) or given == optimizer.kind:
+        return config
+    return replace(config, train=replace(config.train, optimizer=optimizer.of_kind(given)))
 
 
 def _set_given(train: dict[str, Any], batch_tokens: str | None, seed: int | None) -> None:

@@ -147,7 +147,7 @@ def verify(path: Path) -> dict[str, Any]:
 def first_whole(candidates: list[Path], notes: Callable[[str], None]) -> Path:
     """The first of `candidates` that verifies; each damaged one before it is a note.
 
-    UserError, naming the first damaged file, if none is left.
+    UserError, naming the damaged file of each, if none is left.
     """
     problems: list[DamagedError] = []
     for path in candidates:
@@ -159,7 +159,7 @@ def first_whole(candidates: list[Path], notes: Callable[[str], None]) -> Path:
         for problem in problems:
             notes(f"{problem}; using {path} in its place")
         return path
-    raise UserError(f"{problems[0]}; no other checkpoint is left") from None
+    raise UserError(f"{'; '.join(map(str, problems))}; no other checkpoint is left")
 
 
 def prune(folder: Path, *, keep: int, best: int | None) -> None:

@@ -72,6 +72,11 @@ class OptimizerConfig:
         """The same with the kind's own defaults written in place of None."""
         return replace(self, **self.settings())
 
+    def of_kind(self, kind: str) -> OptimizerConfig:
+        """The same for another kind, by that kind's own knobs and options in place of this one's."""
+        own: dict[str, Any] = dict.fromkeys(("weight_decay", "betas", "eps", "momentum"))
+        return replace(self, kind=kind, options={}, **own)
+
     def validate(self) -> OptimizerConfig:
         """Return self; UserError for a kind that is none and for a value that no optimizer can use."""
         where = "train.optimizer"

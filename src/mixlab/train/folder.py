@@ -26,7 +26,8 @@ except ImportError:  # Windows
 # A resumed run may go on for longer, look more often and keep more; anything else would make it another run.
 LENGTH = tuple(f"train.{name}" for name in HORIZONS)
 LOOKING = ("train.eval_every", "train.watch_every", "train.sinks", "train.sinks_optional")
-MAY_CHANGE = ("name", *LENGTH, *LOOKING, "train.checkpoint", "train.recompute")
+BESIDE_LENGTH = ("name", *LOOKING, "train.checkpoint", "train.recompute")
+MAY_CHANGE = (*LENGTH, *BESIDE_LENGTH)
 
 Changes = dict[str, tuple[Any, Any]]
 """Dotted key -> what it was and what it is to be, None where it is not set."""
@@ -136,8 +137,7 @@ class RunFolder:
         for key in ("sha256", "train_tokens", "valid_tokens"):
             if key in facts and facts[key] != dataset.facts.get(key):
                 changes[f"text.{key}"] = facts[key], dataset.facts.get(key)
-        if changes and not force:
-            raise refusal(self.path, changes)
+        check_allowed(self.path, changes, config, force=force)
         return changes
 
     def write_start(self, config: RunConfig, dataset: Dataset, environment: Mapping[str, Any]) -> None:
@@ -178,12 +178,25 @@ def changed(begun: RunConfig, config: RunConfig) -> Changes:
     return {key: both for key, both in found.items() if not key.startswith(MAY_CHANGE)}
 
 
-def refusal(where: Path, changes: Changes) -> UserError:
-    """For a resume that would change what a run is: every difference, and the two ways on."""
-    return UserError(
-        f"{where} was made with another config or text: {listed(changes)}; leave them as they were, or go on "
-        "with the new values by --force-config (only length, evaluations and checkpoints may change without)"
-    )
+def check_allowed(where: Path, changes: Changes, config: RunConfig, *, force: bool) -> None:
+    """UserError for a resume with `config` that would change what the run or checkpoint `where` is.
+
+    It says every difference and the two ways on; with `force` only what would need another tokenizer is one.
+    """
+    learned = ("data.tokenizer", "data.vocab_size") if config.data.tokenizer == "bpe" else ("data.tokenizer",)
+    others = {key: both for key, both in changes.items() if key in learned}
+    if others:
+        raise UserError(
+            f"{where} was made with another tokenizer: {listed(others)}; a resumed run keeps its own, which "
+            "its weights are for: leave it as it was, or start a new run"
+        )
+    if changes and not force:
+        *most, last = BESIDE_LENGTH
+        raise UserError(
+            f"{where} was made with another config or text: {listed(changes)}; leave them as they were, or "
+            "go on with the new values by --force-config "
+            f"(only the length, {', '.join(most)} and {last} may change without)"
+        )
 
 
 def listed(changes: Changes) -> str:

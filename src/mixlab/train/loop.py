@@ -24,7 +24,7 @@ from mixlab.train.config import RunConfig, TrainConfig
 from mixlab.train.counters import Clock, Counters
 from mixlab.train.evaluate import EvaluationStopped, evaluate
 from mixlab.train.files import disk_errors
-from mixlab.train.folder import Changes, RunFolder, listed, refusal, resolve
+from mixlab.train.folder import Changes, RunFolder, check_allowed, listed, resolve
 from mixlab.train.metrics import Line, cut_back
 from mixlab.train.optimizers import Optimizers
 from mixlab.train.precision import resolve as resolve_dtype
@@ -343,8 +343,7 @@ class Trainer:
             early = whole / checkpoint.RECORD
             self.saver.continue_from(whole)
             changes = changes | changed_since(whole, self.folder, self.run_config, self.tokenizer)
-            if changes and not force:
-                raise refusal(whole, changes)
+            check_allowed(whole, changes, self.run_config, force=force)
             self.state.load(whole, afresh=afresh(changes))
             diagnose.check_finite(self.model, whole)
             self.stepper.count_flops()
