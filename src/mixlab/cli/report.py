@@ -66,26 +66,55 @@ def read(folder: Path) -> dict[str, Any]:
 def merge(comparisons: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dict[str, Any]:
     """Several as one: all their results, and a sentence for what they do not have in common.
 
-    Results that would share model and seed, and so be taken for one, get their folder's name.
+    Results that would be taken for one, or for seeds of one, and are not get their folder's name.
     """
     if len(comparisons) == 1:
         return comparisons[0]
+    apart = texts(comparisons)
     results = [
         (result, folder)
         for comparison, folder in zip(comparisons, folders, strict=True)
         for result in comparison["results"]
     ]
-    names = [(result.get("model"), result.get("seed")) for result, _ in results]
-    if len(set(names)) < len(names):
-        results = [({**result, "model": folder.name}, folder) for result, folder in results]
+    # Of one text, two seeds of a model are one model; of two texts they are not.
+    keys = [(result.get("model"), None if apart else result.get("seed")) for result, _ in results]
+    if len(set(keys)) < len(keys):
+        comparisons = [
+            {
+                **comparison,
+                "results": [{**r, "model": named(folder, r, comparison)} for r in comparison["results"]],
+            }
+            for comparison, folder in zip(comparisons, folders, strict=True)
+        ]
     first = comparisons[0]
     return {
         **first,
         "title": f"{len(comparisons)} runs",
+        "joined": True,
+        "apart": apart,
+        "corpora": [
+            {"name": name, "corpus": comparison.get("corpus", {})}
+            for name, comparison in zip(labels(comparisons, folders), comparisons, strict=True)
+        ],
         "budget": common(comparison.get("budget", {}) for comparison in comparisons)
-        | {"unequal": unequal(comparisons)},
-        "results": [result for result, _ in results],
+        | {"unequal": unequal(comparisons, labels(comparisons, folders), apart)},
+        "results": [result for comparison in comparisons for result in comparison["results"]],
     }
+
+
+def named(folder: Path, result: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    """A result's model by its folder, which may hold several."""
+    several = len({other.get("model") for other in comparison["results"]}) > 1
+    return f"{folder.name} {result.get('model')}" if several else folder.name
+
+
+def labels(comparisons: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> list[str]:
+    """What each is called: its model, or its folder where it has several or others have the same."""
+    models = [list(dict.fromkeys(str(r.get("model")) for r in c["results"])) for c in comparisons]
+    return [
+        own[0] if len(own) == 1 and models.count(own) == 1 else folder.name
+        for own, folder in zip(models, folders, strict=True)
+    ]
 
 
 def common(budgets: Any) -> dict[str, Any]:
@@ -94,14 +123,42 @@ def common(budgets: Any) -> dict[str, Any]:
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
 
 
-def unequal(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+def texts(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Why bits per byte do not compare, as a sentence; '' where they do."""
+    corpora = [comparison.get("corpus") or {} for comparison in comparisons]
+    if len({corpus.get("sha256") for corpus in corpora}) > 1:
+        return "The runs read different texts, so their bits per byte do not compare."
+    if len({(corpus.get("split"), corpus.get("valid_fraction")) for corpus in corpora}) > 1:
+        return "The runs validate on different parts of the text, so their bits per byte do not compare."
+    return ""
+
+
+def unequal(comparisons: Sequence[Mapping[str, Any]], names: Sequence[str], apart: str) -> list[str]:
     """What the runs do not share, a sentence each, and what was unequal inside each."""
-    sentences = [
-        sentence for comparison in comparisons for sentence in comparison.get("budget", {}).get("unequal", [])
-    ]
-    if len({comparison.get("corpus", {}).get("sha256") for comparison in comparisons}) > 1:
-        sentences.append("The runs read different texts, so their bits per byte do not compare.")
-    for key, what in (("tokens", "numbers of tokens"), ("context", "context lengths")):
-        if len({comparison.get("budget", {}).get(key) for comparison in comparisons}) > 1:
-            sentences.append(f"The runs had different {what}.")
+    from mixlab.report.units import count
+    from mixlab.report.view import number
+
+    budgets = [comparison.get("budget") or {} for comparison in comparisons]
+    sentences = [sentence for budget in budgets for sentence in budget.get("unequal", [])]
+    sentences += [apart] if apart else []
+    tokenizers = [(comparison.get("corpus") or {}).get("tokenizer") or {} for comparison in comparisons]
+    if len({tokenizer.get("hash") for tokenizer in tokenizers}) > 1:
+        kinds = [
+            f"{t['kind']} of {count(t.get('vocab_size'))}" if "kind" in t else "unknown" for t in tokenizers
+        ]
+        sentences.append(differ("tokenizers", kinds, names))
+    for key, what in (("params", "numbers of parameters"), ("tokens", "numbers of tokens"),
+                      ("context", "context lengths")):  # fmt: skip
+        shown = [count(number(budget.get(key))) for budget in budgets]
+        if len(set(shown)) > 1:  # as written: a parameter more or less is no difference
+            sentences.append(differ(what, shown, names))
     return list(dict.fromkeys(sentences))
+
+
+def differ(what: str, values: Sequence[str], names: Sequence[str]) -> str:
+    """'The runs had different context lengths: 64 (a), 256 (b, c).'"""
+    owners: dict[str, list[str]] = {}
+    for value, name in zip(values, names, strict=True):
+        owners.setdefault(value, []).append(name)
+    each = [f"{value} ({', '.join(own)})" for value, own in owners.items()]
+    return f"The runs had different {what}: {', '.join(each)}."

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from mixlab.report.units import count, duration, size
+from mixlab.report.units import count, duration, listed, size
 
 MOST_ITEMS = 6  # of a list; the rest is counted
 MOST_CHARACTERS = 400
@@ -22,6 +23,20 @@ def pairs(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif value is not None and value != "" and value != []:
             found.append((_title(name), _text(key, value)))
     return found
+
+
+def together(named: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, str]]:
+    """The `pairs` of several (name, facts): one value where all have the same, else whose each is."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for owner, facts in named:
+        for name, value in pairs(facts):
+            found.setdefault(name, {}).setdefault(value, []).append(owner)
+    shown = []
+    for name, values in found.items():
+        shared = len(values) == 1 and sum(map(len, values.values())) == len(named)
+        each = (value if shared else f"{listed(owners)}: {value}" for value, owners in values.items())
+        shown.append((name, "; ".join(each)))
+    return shown
 
 
 _WORDS = {"cpu": "CPU", "gpu": "GPU", "sha256": "SHA-256", "torch": "PyTorch", "os": "OS", "utf8": "UTF-8"}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mixlab.errors import UserError
 from mixlab.report import facts, figures, offline, readings, table, units, verdict
 from mixlab.report.figures import Figure
-from mixlab.report.view import ModelView, clean, group, mapping, number
+from mixlab.report.view import ModelView, clean, group, mapping, number, rows
 
 
 def render(comparison: Mapping[str, Any]) -> str:
@@ -26,19 +26,24 @@ def render(comparison: Mapping[str, Any]) -> str:
     data = clean(comparison)
     models = group(data)
     budget, corpus = mapping(data.get("budget")), mapping(data.get("corpus"))
-    shown = draw(models, corpus)
+    joined, apart = bool(data.get("joined")), str(data.get("apart") or "")
+    corpora = [(str(c.get("name")), mapping(c.get("corpus"))) for c in rows(data.get("corpora"))]
+    shown = draw(models, corpora or [("", corpus)], apart=bool(apart))
     meters = _meters(models)
     shown += [figure for section in meters for figure in section["figures"]]
-    head, body = table.table(models, number(budget.get("context")))
+    head, body = table.table(models, number(budget.get("context")), apart=bool(apart))
     return offline.fill(
         "report.html.j2",
         shown,
         title=str(data.get("title") or "Comparison"),
         single=len(models) == 1,
-        headline=verdict.headline(models),
+        headline=verdict.headline(models, among="Of these runs", apart=apart)
+        if joined
+        else verdict.headline(models),
         created=units.date(str(data.get("created") or "")),
         command=str(data.get("command") or ""),
         budget=table.budget_words(budget),
+        joined=joined,
         unequal=[str(item) for item in budget.get("unequal") or []],
         columns=head,
         rows=body,
@@ -51,7 +56,7 @@ def render(comparison: Mapping[str, Any]) -> str:
         ),
         meters=meters,
         samples=_samples(models),
-        corpus=facts.pairs(corpus),
+        corpus=facts.together(corpora) if corpora else facts.pairs(corpus),
         environment=facts.pairs(mapping(data.get("environment"))),
         configs=[
             (m.name, facts.config_text(c))
@@ -62,13 +67,22 @@ def render(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def draw(models: list[ModelView], corpus: dict[str, Any]) -> list[Figure]:
-    """Every figure that the numbers allow, in the page's order."""
-    nats = _nats_per_bit(corpus)
+def draw(
+    models: list[ModelView], corpora: Sequence[tuple[str, dict[str, Any]]], *, apart: bool = False
+) -> list[Figure]:
+    """Every figure that the numbers allow, in the page's order; `apart`: of texts that do not compare."""
+    each = [_nats_per_bit(corpus) for _, corpus in corpora]
+    nats = each[0] if len(set(each)) == 1 else None
+    alike = not apart and len({_tokenizer(corpus) for _, corpus in corpora}) == 1
+    own = apart and sum(model.bits is not None for model in models) > 1
     wanted = [
-        figures.loss_figure(models, "tokens", readings.tokens(models), nats),
-        figures.loss_figure(models, "seconds", readings.seconds(models), nats),
-        figures.loss_figure(models, "flops", readings.flops(models), nats),
+        figures.loss_figure(models, key, readings.APART if own else read(models), nats)
+        for key, read in (
+            ("tokens", readings.tokens),
+            ("seconds", readings.seconds),
+            ("flops", readings.flops),
+        )
+    ] + [
         figures.component_figure(
             models,
             "flops",
@@ -83,7 +97,7 @@ def draw(models: list[ModelView], corpus: dict[str, Any]) -> list[Figure]:
             "parameters",
             readings.component_parameters(models),
         ),
-        figures.position_figure(models, readings.position(models)),
+        figures.position_figure(models, readings.position(models, alike=alike)),
     ]
     return [figure for figure in wanted if figure is not None]
 
@@ -114,6 +128,10 @@ def _meters(models: list[ModelView]) -> list[dict[str, Any]]:
         },
     ]
     return [section for section in sections if section["figures"]]
+
+
+def _tokenizer(corpus: dict[str, Any]) -> str:
+    return str(mapping(corpus.get("tokenizer")).get("hash"))
 
 
 def _nats_per_bit(corpus: dict[str, Any]) -> float | None:

@@ -11,6 +11,8 @@ from mixlab.report.view import ModelView
 
 Scored = list[tuple[ModelView, Curve]]
 
+APART = "Each curve is of its model's own text: which lies lower says nothing of which model is better."
+
 
 def _scored(models: list[ModelView], key: str) -> Scored:
     return [(model, curve) for model in models if (curve := eval_curve(model, key))]
@@ -159,8 +161,11 @@ def _mixing(part: str) -> str:
     return "mixing" if part in ("temporal", "feature") else ""
 
 
-def position(models: list[ModelView]) -> str:
-    """How far back each model profits: where 95% of its gain over the context is made."""
+def position(models: list[ModelView], *, alike: bool = True) -> str:
+    """How far back each model profits: where 95% of its gain over the context is made.
+
+    alike: whether all read the same tokens; a nat per token is not the same of others.
+    """
     spans = []
     for model in models:
         values = by_position(model)
@@ -179,7 +184,8 @@ def position(models: list[ModelView]) -> str:
         )
     longest, shortest = max(spans), min(spans)
     lowest = min(spans, key=lambda span: span[3])
-    words = f"{lowest[2]} is lowest at the end of the context ({lowest[3]:.2f} nats per token); "
+    end = f"{lowest[2]} is lowest at the end of the context ({lowest[3]:.2f} nats per token)"
+    words = f"{end}; " if alike else "The tokens differ, so the height of the curves does not compare; "
     latest, earliest = count(round(longest[0])), count(round(shortest[0]))
     if latest == earliest:
         every = "both" if len(spans) == 2 else "all"

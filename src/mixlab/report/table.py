@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mixlab.report.units import bits, count, duration, milliseconds, size
@@ -66,12 +66,19 @@ def columns(context: float | None) -> list[Column]:
     ]
 
 
-def table(models: list[ModelView], context: float | None) -> tuple[list[Column], list[Row]]:
-    """The columns that at least one model fills (the loss always), and a row per model in the given order."""
+def table(
+    models: list[ModelView], context: float | None, *, apart: bool = False
+) -> tuple[list[Column], list[Row]]:
+    """The columns that at least one model fills (the loss always), and a row per model in the given order.
+
+    apart: no loss is the best, for each is of another text.
+    """
     every = columns(context)
+    if apart:
+        every = [replace(c, better="") if c.key == "bits_per_byte" else c for c in every]
     used = [c for c in every if c.key == "bits_per_byte" or any(model.values(c.key) for model in models)]
     best = {column.key: _best(column, models) for column in used}
-    strip = _strip(models)
+    strip = None if apart else _strip(models)
     return used, [_row(model, used, best, strip) for model in models]
 
 

@@ -82,10 +82,13 @@ def _welch(a: Sequence[float], b: Sequence[float]) -> float | None:
     return student_t(freedom) * math.sqrt(va + vb)
 
 
-def headline(models: list[ModelView]) -> str:
-    """The page's first sentences: the winner, the margin, its interval or the lack of one, what failed."""
+def headline(models: list[ModelView], *, among: str = "At this budget", apart: str = "") -> str:
+    """The page's first sentences: the winner, the margin, its interval or the lack of one, what failed.
+
+    among: where the winner won. apart: a sentence on why the losses do not compare; nobody won then.
+    """
     ranked = [model for model in models if model.bits is not None]
-    parts = [_result(ranked, models)]
+    parts = [_apart(ranked, apart) if apart and len(ranked) > 1 else _result(ranked, models, among)]
     failed = [model.name for model in models if model.failed and not model.done]
     failed += [model.name for model in models if ranked and _broke_off(model)]
     if failed:
@@ -99,7 +102,13 @@ def _broke_off(model: ModelView) -> bool:
     return model.bits is None and bool(statuses) and all(s.startswith("failed") for s in statuses)
 
 
-def _result(ranked: list[ModelView], models: list[ModelView]) -> str:
+def _apart(ranked: list[ModelView], why: str) -> str:
+    """What each reached, by name: in order of loss, the first would seem the best."""
+    reached = [f"{model.name} {bits(model.bits)}" for model in sorted(ranked, key=lambda m: m.name)]
+    return f"{why} Of its own validation text, each reaches, in bits per byte: {listed(reached)}."
+
+
+def _result(ranked: list[ModelView], models: list[ModelView], among: str) -> str:
     if not ranked:
         done = [(model.name, str(result.get("status"))) for model in models for result in model.done]
         ended = [f"{name} {status}" for name, status in done if status.startswith("failed")]
@@ -118,7 +127,7 @@ def _result(ranked: list[ModelView], models: list[ModelView]) -> str:
     )
     if gap.half is None:
         return (
-            f"At this budget {best.name} has the lowest loss, {bits(best.bits)} bits per byte: {margin}. "
+            f"{among} {best.name} has the lowest loss, {bits(best.bits)} bits per byte: {margin}. "
             f"{_unmeasured(best, second)}: the noise between runs was not measured, so a small difference "
             "may be chance."
         )
@@ -126,10 +135,10 @@ def _result(ranked: list[ModelView], models: list[ModelView]) -> str:
         f"95% interval {bits(gap.value - gap.half)} to {bits(gap.value + gap.half)} over {gap.seeds} seeds"
     )
     if gap.clear:
-        return f"At this budget {best.name} wins with {bits(best.bits)} bits per byte, {margin} ({interval})."
+        return f"{among} {best.name} wins with {bits(best.bits)} bits per byte, {margin} ({interval})."
     tied = _tied(ranked)
     return (
-        f"At this budget no model wins clearly: {listed(tied)} differ by less than the noise of the seeds. "
+        f"{among} no model wins clearly: {listed(tied)} differ by less than the noise of the seeds. "
         f"{best.name} has the lowest mean, {bits(best.bits)} bits per byte, {margin} ({interval})."
     )
 
