@@ -98,6 +98,28 @@ def test_a_failed_run_keeps_its_curves_and_says_why(tmp_path: Path):
     assert "failed after step 2: the loss became NaN" in html and "5.000" in html
 
 
+def test_the_sources_of_a_mixture_have_their_own_losses(tmp_path: Path):
+    def evaluated(n: int, value: float, code: float) -> dict:
+        return evaluation(n, value) | {"sources": {"code": code, "<prose>": 3.25}}
+
+    best, last = evaluated(20, 2.5, 1.75), evaluated(40, 2.6, 1.875)
+    mixture = [{"source": "code", "share": 0.75}, {"source": "<prose>", "share": 0.25}]
+
+    def table(*lines: dict) -> str:
+        run(tmp_path, [step(1), *lines])
+        (tmp_path / "data.json").write_text(json.dumps({"mixture": mixture}))
+        return (
+            render(from_run(tmp_path)).partition("Loss by source of the mixture")[2].partition("</table>")[0]
+        )
+
+    row = '<tr><th scope="row">{}</th>' + '<td class="number">{}</td>' * 3 + "</tr>"
+    assert row.format("code", "75%", "1.750", "1.875") in table(best, last)
+    assert row.format("&lt;prose&gt;", "25%", "3.250", "3.250") in table(best, last)
+    assert '<td class="number">1.750</td></tr>' in table(best)
+    assert "Last evaluation" not in table(best)
+    assert table(evaluation(20, 2.5)) == ""
+
+
 def test_an_ngram_run_needs_no_model(tmp_path: Path):
     config = 'name = "ngram"\n[ngram]\norder = 5\n'
     data = from_run(

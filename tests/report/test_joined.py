@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mixlab.cli.report import merge
+from mixlab.cli.report import merge, unequal
 from mixlab.report import from_run, render
 from mixlab.report.facts import together
 from tests.report.test_from_run import CONFIG, evaluation, run, step
@@ -88,6 +88,15 @@ def test_what_the_runs_do_not_share_is_named(tmp_path: Path):
     assert "<dt>Split</dt><dd>by documents</dd>" in html
     assert "the height of the curves does not compare" in html
     assert "Of these runs a has the lowest loss" in html
+
+
+def test_what_a_run_does_not_have_is_no_difference():
+    runs = [{"budget": {"tokens": 100, "params": 1_000_001}}, {"budget": {"params": 1_000_002}}]
+    assert unequal(runs, ["a", "n"], "") == []
+    runs.append({"budget": {"tokens": 200, "params": 1_000_000}})
+    assert unequal(runs, ["a", "n", "b"], "") == [
+        "The runs had different numbers of tokens: 100 (a), 200 (b)."
+    ]
 
 
 def test_a_fact_that_some_lack_names_those_who_have_it():

@@ -146,19 +146,20 @@ def unequal(comparisons: Sequence[Mapping[str, Any]], names: Sequence[str], apar
         kinds = [
             f"{t['kind']} of {count(t.get('vocab_size'))}" if "kind" in t else "unknown" for t in tokenizers
         ]
-        sentences.append(differ("tokenizers", kinds, names))
+        sentences.append(differ("tokenizers", list(zip(kinds, names, strict=True))))
     for key, what in (("params", "numbers of parameters"), ("tokens", "numbers of tokens"),
                       ("context", "context lengths")):  # fmt: skip
-        shown = [count(number(budget.get(key))) for budget in budgets]
-        if len(set(shown)) > 1:  # as written: a parameter more or less is no difference
-            sentences.append(differ(what, shown, names))
+        known = [(number(budget.get(key)), name) for budget, name in zip(budgets, names, strict=True)]
+        shown = [(count(value), name) for value, name in known if value is not None]  # counts have no context
+        if len({value for value, _ in shown}) > 1:  # as written: a parameter more or less is no difference
+            sentences.append(differ(what, shown))
     return list(dict.fromkeys(sentences))
 
 
-def differ(what: str, values: Sequence[str], names: Sequence[str]) -> str:
+def differ(what: str, values: Sequence[tuple[str, str]]) -> str:
     """'The runs had different context lengths: 64 (a), 256 (b, c).'"""
     owners: dict[str, list[str]] = {}
-    for value, name in zip(values, names, strict=True):
+    for value, name in values:
         owners.setdefault(value, []).append(name)
     each = [f"{value} ({', '.join(own)})" for value, own in owners.items()]
     return f"The runs had different {what}: {', '.join(each)}."

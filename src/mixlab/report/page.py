@@ -49,6 +49,7 @@ def render(comparison: Mapping[str, Any]) -> str:
         rows=body,
         footnotes=table.footnotes(models),
         ended=table.ended(models),
+        sources=table.sources(models),
         first_view=figures.first_view(shown),
         models=models,
         training_views=sorted(

@@ -9,7 +9,7 @@ from typing import Any
 
 from mixlab.errors import UserError
 from mixlab.report.meters import gather
-from mixlab.report.view import mapping, number
+from mixlab.report.view import mapping, number, rows
 
 STEP_KEYS = ("step", "tokens", "seconds", "flops", "loss")
 EVAL_KEYS = ("step", "tokens", "seconds", "flops", "bits_per_byte")
@@ -30,7 +30,8 @@ def from_run(run_dir: Path) -> dict[str, Any]:
     config = _toml(run_dir / "config.toml")
     lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if isinstance(line, dict)]
     model, train = mapping(config.get("model")), mapping(config.get("train"))
-    result = _result(config, lines) | _counts(model)
+    corpus = _json(run_dir / "data.json")
+    result = _result(config, lines) | _counts(model) | {"sources": _sources(lines, corpus)}
     last = result["curve"][-1] if result["curve"] else {}
     budget = {
         "params": result.get("parameters"),
@@ -43,7 +44,7 @@ def from_run(run_dir: Path) -> dict[str, Any]:
         "title": str(config.get("name") or run_dir.name),
         "created": "",
         "command": "",
-        "corpus": _json(run_dir / "data.json"),
+        "corpus": corpus,
         "environment": _json(run_dir / "environment.json"),
         "budget": {key: value for key, value in budget.items() if value is not None} | {"unequal": []},
         "results": [result],
@@ -53,10 +54,9 @@ def from_run(run_dir: Path) -> dict[str, Any]:
 def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
     """The one result: curves, score and state of the run, from its metrics."""
     steps = [line for line in lines if line.get("kind") == "step"]
-    evals = [line for line in lines if line.get("kind") == "eval"]
+    evals, scored = _evaluations(lines)
     end = next((line for line in reversed(lines) if line.get("kind") == "end"), None)
-    scored = [line for line in evals if number(line.get("bits_per_byte")) is not None]
-    best = min(scored, key=lambda line: line["bits_per_byte"]) if scored else {}
+    best = min(scored, key=_bits) if scored else {}
     last = steps[-1] if steps else {}
     tokens, seconds = number(last.get("tokens")), number(last.get("seconds"))
     status, reason = _status(end, last)
@@ -77,6 +77,38 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, An
         "meters": gather(lines),
         "config": config,
     }
+
+
+def _evaluations(lines: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All evaluations, and those with a finite loss."""
+    evals = [line for line in lines if line.get("kind") == "eval"]
+    return evals, [line for line in evals if number(line.get("bits_per_byte")) is not None]
+
+
+def _bits(line: dict[str, Any]) -> float:
+    return float(line["bits_per_byte"])
+
+
+def _sources(lines: list[dict[str, Any]], corpus: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each source of a mixture: its share of training, its bits per byte at the best evaluation and at the
+    last, and how many steps these took; empty for a text that is none."""
+    _, scored = _evaluations(lines)
+    if not scored:
+        return []
+    best, last = min(scored, key=_bits), scored[-1]
+    shares = {str(part.get("source")): part.get("share") for part in rows(corpus.get("mixture"))}
+    names = dict.fromkeys([*mapping(best.get("sources")), *mapping(last.get("sources"))])
+    return [
+        {
+            "source": name,
+            "share": shares.get(name),
+            "best": mapping(best.get("sources")).get(name),
+            "best_step": best.get("step"),
+            "last": mapping(last.get("sources")).get(name),
+            "last_step": last.get("step"),
+        }
+        for name in names
+    ]
 
 
 def _rows(model: dict[str, Any], train: dict[str, Any]) -> int | None:

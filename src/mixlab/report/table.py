@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mixlab.report.units import bits, count, duration, milliseconds, size
+from mixlab.report.units import MISSING, bits, count, duration, milliseconds, percent, size
 from mixlab.report.verdict import half_width
-from mixlab.report.view import ModelView
+from mixlab.report.view import ModelView, number, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +137,24 @@ def ended(models: list[ModelView]) -> list[str]:
             if status not in ("done", "running") and reason:
                 found.append(f"{model.name} {status}: {reason}.")
     return found
+
+
+def sources(models: list[ModelView]) -> list[dict[str, Any]]:
+    """A row for each source of a mixture that a run was evaluated on, as text: what it was drawn, and its
+    bits per byte at the run's best and last evaluation."""
+    return [
+        {
+            "model": model,
+            "source": str(found.get("source")),
+            "share": MISSING if (share := number(found.get("share"))) is None else percent(share),
+            "best": bits(number(found.get("best"))),
+            "last": bits(number(found.get("last"))),
+            "same": found.get("best_step") == found.get("last_step"),
+        }
+        for model in models
+        for result in model.done
+        for found in rows(result.get("sources"))
+    ]
 
 
 def footnotes(models: list[ModelView]) -> list[str]:
