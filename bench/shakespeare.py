@@ -24,16 +24,20 @@ PEER = ["--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=10
 PEER += ["--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000"]
 PEER += ["--lr_decay_iters=2000", "--dropout=0.0"]
 
-PLAIN = 'model.temporal={kind="attention",heads=4}'
-GPT2 = f"{PLAIN} model.feature=gelu model.position=learned model.norm=layernorm model.tied=true"
-SMALL = "model.context=64 train.batch_tokens=768"
+ATTENTION = 'model.temporal={kind="attention",heads=4} model.embedding_norm=false'
+GPT2 = f"{ATTENTION} model.feature=gelu model.position=learned model.tied=true"
+MODERN = f"{ATTENTION} model.feature=swiglu model.position=rope model.norm=rmsnorm"
+SHIFTED = f"{ATTENTION} model.position=rope model.norm=rmsnorm"
 ADAMW = "train.optimizer.kind=adamw train.optimizer.lr=1e-3"
+MUON = "train.optimizer.lr=0.01"
+SMALL = "model.context=64 train.batch_tokens=768"
 LADDER = {
     "as nanoGPT: its block, AdamW, 12 x 64": f"{GPT2} {ADAMW} {SMALL}",
-    "RMSNorm, RoPE, SwiGLU, untied": f"{PLAIN} {ADAMW} {SMALL}",
-    "norm of queries and keys": f"{ADAMW} {SMALL}",
-    "Muon, learning rate 0.01": SMALL,
-    "16 x 128: the preset": "",
+    "RMSNorm, RoPE, SwiGLU, untied": f"{MODERN} {ADAMW} {SMALL}",
+    "Muon, learning rate 0.01": f"{MODERN} {MUON} {SMALL}",
+    "8 x 128": f"{MODERN} {MUON}",
+    "RWKV-4's channel mix in place of SwiGLU": f"{SHIFTED} {MUON}",
+    "RWKV-4 in place of attention, learning rate 0.02: the preset": "",
 }
 
 
