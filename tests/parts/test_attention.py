@@ -6,7 +6,7 @@ import torch
 from mixlab.errors import UserError
 from mixlab.parts.checks import close, measured_flops, run_in_chunks
 from mixlab.parts.contract import Choice, get
-from mixlab.parts.temporal.attention import Scoring, attend
+from mixlab.parts.temporal.attention_core import Scoring, attend
 
 POSITIONS = ("none", "rope", "alibi")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixlab.errors import UserError, near_divisors
 from mixlab.parts.contract import Part, Place, Role, Split, Watched, init_linear, register
 from mixlab.parts.feature.mlp import hidden_width
-from mixlab.parts.temporal.attention import Scoring, scores
+from mixlab.parts.temporal.attention_core import Scoring, scores
 
 EPS = 1e-5
 """Added to the variance, as in the model's own layer norm."""
