@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mixlab.cli.report import merge
 from mixlab.report import from_run, write_report
+from mixlab.report.joined import merge
 from tests.report.synthetic import comparison
 from tests.report.test_from_run import CONFIG, run
 from tests.report.test_meters import lines as metered_lines

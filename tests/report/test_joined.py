@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mixlab.cli.report import merge, unequal
 from mixlab.report import from_run, render
 from mixlab.report.facts import together
+from mixlab.report.joined import merge, unequal
 from tests.report.test_from_run import CONFIG, evaluation, run, step
 
 BYTES = {"kind": "byte", "vocab_size": 257, "hash": "b"}

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mixlab.cli.report import merge
 from mixlab.report import from_run, render
 from mixlab.report.curves import MAX_POINTS
+from mixlab.report.joined import merge
 from mixlab.report.meter_figures import _ticks
 from mixlab.report.meters import gather, series
 from tests.report.test_from_run import CONFIG, evaluation, run, step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +31,7 @@ def report(
     """
     from mixlab.cli.console import print_json
     from mixlab.report import write_report
+    from mixlab.report.joined import merge
 
     folders = [run_folder(path) for path in runs]
     comparison = merge([read(folder) for folder in folders], folders)
@@ -61,105 +61,3 @@ def read(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("results"), list):
         raise UserError(f"{file} is not a comparison: it has no list of results")
     return found
-
-
-def merge(comparisons: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dict[str, Any]:
-    """Several as one: all their results, and a sentence for what they do not have in common.
-
-    Results that would be taken for one, or for seeds of one, and are not get their folder's name.
-    """
-    if len(comparisons) == 1:
-        return comparisons[0]
-    apart = texts(comparisons)
-    results = [
-        (result, folder)
-        for comparison, folder in zip(comparisons, folders, strict=True)
-        for result in comparison["results"]
-    ]
-    # Of one text, two seeds of a model are one model; of two texts they are not.
-    keys = [(result.get("model"), None if apart else result.get("seed")) for result, _ in results]
-    if len(set(keys)) < len(keys):
-        comparisons = [
-            {
-                **comparison,
-                "results": [{**r, "model": named(folder, r, comparison)} for r in comparison["results"]],
-            }
-            for comparison, folder in zip(comparisons, folders, strict=True)
-        ]
-    first = comparisons[0]
-    return {
-        **first,
-        "title": f"{len(comparisons)} runs",
-        "joined": True,
-        "apart": apart,
-        "corpora": [
-            {"name": name, "corpus": comparison.get("corpus", {})}
-            for name, comparison in zip(labels(comparisons, folders), comparisons, strict=True)
-        ],
-        "budget": common(comparison.get("budget", {}) for comparison in comparisons)
-        | {"unequal": unequal(comparisons, labels(comparisons, folders), apart)},
-        "results": [result for comparison in comparisons for result in comparison["results"]],
-    }
-
-
-def named(folder: Path, result: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
-    """A result's model by its folder, which may hold several."""
-    several = len({other.get("model") for other in comparison["results"]}) > 1
-    return f"{folder.name} {result.get('model')}" if several else folder.name
-
-
-def labels(comparisons: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> list[str]:
-    """What each is called: its model, or its folder where it has several or others have the same."""
-    models = [list(dict.fromkeys(str(r.get("model")) for r in c["results"])) for c in comparisons]
-    return [
-        own[0] if len(own) == 1 and models.count(own) == 1 else folder.name
-        for own, folder in zip(models, folders, strict=True)
-    ]
-
-
-def common(budgets: Any) -> dict[str, Any]:
-    """The entries that all budgets share."""
-    first, *rest = list(budgets)
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
-
-
-def texts(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Why bits per byte do not compare, as a sentence; '' where they do."""
-    corpora = [comparison.get("corpus") or {} for comparison in comparisons]
-    if len({corpus.get("sha256") for corpus in corpora}) > 1:
-        return "The runs read different texts, so their bits per byte do not compare."
-    if len({(corpus.get("split"), corpus.get("valid_fraction")) for corpus in corpora}) > 1:
-        return "The runs validate on different parts of the text, so their bits per byte do not compare."
-    return ""
-
-
-def unequal(comparisons: Sequence[Mapping[str, Any]], names: Sequence[str], apart: str) -> list[str]:
-    """What the runs do not share, a sentence each, and what was unequal inside each."""
-    from mixlab.report.units import count
-    from mixlab.report.view import number
-
-    budgets = [comparison.get("budget") or {} for comparison in comparisons]
-    sentences = [sentence for budget in budgets for sentence in budget.get("unequal", [])]
-    sentences += [apart] if apart else []
-    tokenizers = [(comparison.get("corpus") or {}).get("tokenizer") or {} for comparison in comparisons]
-    if len({tokenizer.get("hash") for tokenizer in tokenizers}) > 1:
-        kinds = [
-            f"{t['kind']} of {count(t.get('vocab_size'))}" if "kind" in t else "unknown" for t in tokenizers
-        ]
-        sentences.append(differ("tokenizers", list(zip(kinds, names, strict=True))))
-    for key, what in (("params", "numbers of parameters"), ("tokens", "numbers of tokens"),
-                      ("context", "context lengths")):  # fmt: skip
-        known = [(number(budget.get(key)), name) for budget, name in zip(budgets, names, strict=True)]
-        shown = [(count(value), name) for value, name in known if value is not None]  # counts have no context
-        if len({value for value, _ in shown}) > 1:  # as written: a parameter more or less is no difference
-            sentences.append(differ(what, shown))
-    return list(dict.fromkeys(sentences))
-
-
-def differ(what: str, values: Sequence[tuple[str, str]]) -> str:
-    """'The runs had different context lengths: 64 (a), 256 (b, c).'"""
-    owners: dict[str, list[str]] = {}
-    for value, name in values:
-        owners.setdefault(value, []).append(name)
-    each = [f"{value} ({', '.join(own)})" for value, own in owners.items()]
-    return f"The runs had different {what}: {', '.join(each)}."
