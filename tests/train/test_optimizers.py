@@ -293,14 +293,38 @@ def test_muon_in_full_precision_is_torchs_up_to_rounding(shape, more):
     torch.testing.assert_close(kept[0]["momentum_buffer"], kept[1]["momentum_buffer"])
 
 
-def test_orthogonalising_moves_singular_values_by_the_polynomial():
-    matrix = torch.randn(6, 9, dtype=torch.float64)
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    expected = s / s.norm()
+@pytest.mark.parametrize("shape", [(6, 6), (6, 8), (6, 9), (6, 40)])
+def test_orthogonalising_moves_singular_values_by_the_polynomial(shape):
+    """Both ways of going about it, which the shape decides on."""
+    matrices = torch.randn(3, *shape, dtype=torch.float64)
+    u, s, v = torch.linalg.svd(matrices, full_matrices=False)
+    expected = s / s.norm(dim=-1, keepdim=True)
     for _ in range(4):
         expected = 3.0 * expected - 4.0 * expected**3 + 2.0 * expected**5
-    for m, e in ((matrix, u @ torch.diag(expected) @ v), (matrix.T, (u @ torch.diag(expected) @ v).T)):
-        torch.testing.assert_close(orthogonalised(m, (3.0, -4.0, 2.0), 4, 1e-7), e)
+    found = orthogonalised(matrices, (3.0, -4.0, 2.0), 4, 1e-7)
+    torch.testing.assert_close(found, u @ torch.diag_embed(expected) @ v)
+
+
+def test_muon_updates_a_matrix_beside_others_as_it_does_alone(monkeypatch):
+    """Of one shape, of its transpose, more of them than go together, and one without a gradient."""
+    shapes = [(8, 8), (4, 8), (8, 4), (4, 8), (8, 4), (4, 8), (8, 8)]
+    monkeypatch.setattr("mixlab.train.muon.NUMBERS", 2 * 4 * 8)
+    together, alone = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    settings = {"lr": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = [
+        FullPrecisionMuon(together, **settings),
+        *(FullPrecisionMuon([p], **settings) for p in alone),
+    ]
+    for _ in range(2):
+        for p, q in zip(together[:-1], alone[:-1], strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q in zip(together, alone, strict=True):
+        torch.testing.assert_close(p, q)
+    assert torch.equal(together[-1], torch.ones(8, 8))
+    assert not any(torch.equal(p, torch.ones_like(p)) for p in together[:-1])
 
 
 @pytest.mark.parametrize("fast", [True, False])
