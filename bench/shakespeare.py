@@ -6,20 +6,26 @@ karpathy/nanoGPT with data/shakespeare_char prepared; without it only ours runs.
 
     python bench/shakespeare.py input.txt [--nanogpt DIR] [--seeds 0 1 2]
     python bench/shakespeare.py input.txt --ladder [--minutes 0.67]
+
+The ladder gives each rung the same minutes of training: the loss at their end, and the seconds to 1.885.
 """
 
 import argparse
 import json
+import math
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from mixlab.train.metrics import read_metrics
 
+TARGET = 1.885  # nats a character, where the peer ends
 PEER = ["--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=100", "--block_size=64"]
 PEER += ["--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000"]
 PEER += ["--lr_decay_iters=2000", "--dropout=0.0"]
@@ -28,8 +34,8 @@ ATTENTION = 'model.temporal={kind="attention",heads=4} model.embedding_norm=fals
 GPT2 = f"{ATTENTION} model.feature=gelu model.position=learned model.tied=true"
 MODERN = f"{ATTENTION} model.feature=swiglu model.position=rope model.norm=rmsnorm"
 SHIFTED = f"{ATTENTION} model.position=rope model.norm=rmsnorm"
-ADAMW = "train.optimizer.kind=adamw train.optimizer.lr=1e-3"
-MUON = "train.optimizer.lr=0.01"
+ADAMW = "train.optimizer.kind=adamw train.optimizer.lr=1e-3 train.ema=0"
+MUON = "train.optimizer.lr=0.01 train.ema=0"
 SMALL = "model.context=64 train.batch_tokens=768"
 LADDER = {
     "as nanoGPT: its block, AdamW, 12 x 64": f"{GPT2} {ADAMW} {SMALL}",
@@ -37,13 +43,31 @@ LADDER = {
     "Muon, learning rate 0.01": f"{MODERN} {MUON} {SMALL}",
     "8 x 128": f"{MODERN} {MUON}",
     "RWKV-4's channel mix in place of SwiGLU": f"{SHIFTED} {MUON}",
-    "RWKV-4 in place of attention, learning rate 0.02: the preset": "",
+    "RWKV-4 in place of attention, learning rate 0.02": "train.ema=0",
+    "the average of the weights, decay 0.98: the preset": "",
 }
 
 
+class Eval(NamedTuple):
+    """nats a character; at: seconds from the process's start; trained: seconds of training alone."""
+
+    nats: float
+    at: float
+    trained: float
+
+
+def reached(evals):
+    """Seconds of training until TARGET, on the line between the evaluations around it; None if never."""
+    for before, after in pairwise(evals):
+        if before.nats > TARGET >= after.nats:
+            share = (before.nats - TARGET) / (before.nats - after.nats)
+            return round(before.trained + share * (after.trained - before.trained), 1)
+    return None
+
+
 def train(text, seed, options=()):
-    """One run of the preset; seconds of the whole process and the evaluations: seconds from its start until
-    each was on the disk, and nats a character."""
+    """One run of the preset; seconds of the whole process and the evaluations: nats a character, seconds from
+    its start until each was on the disk, and those of training alone."""
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder, "run", "metrics.jsonl")
         command = [sys.executable, "-m", "mixlab", "train", text, "--preset", "shakespeare-cpu"]
@@ -55,8 +79,9 @@ def train(text, seed, options=()):
             while running:
                 time.sleep(0.1)
                 running = process.poll() is None  # before the reading: what is written last is read too
-                found = [line["nats_per_token"] for line in read_metrics(record, "eval")]
-                evals += [(time.perf_counter() - start, nats) for nats in found[len(evals) :]]
+                new = list(read_metrics(record, "eval"))[len(evals) :]
+                now = time.perf_counter() - start
+                evals += [Eval(line["nats_per_token"], now, line["seconds"]) for line in new]
         if process.returncode:
             raise SystemExit(f"mixlab train ended with status {process.returncode}")
         return time.perf_counter() - start, evals
@@ -82,24 +107,27 @@ def main():
     if a.ladder:
         for name, overrides in LADDER.items():
             options = [x for override in overrides.split() for x in ("--set", override)]
-            options += ["--minutes", str(a.minutes), "--set", "train.eval_every=0"]
-            ends = [train(a.text, seed, options)[1][-1][1] for seed in a.seeds]
-            print(json.dumps({name: [round(nats, 4) for nats in ends], "median": statistics.median(ends)}))
+            options += ["--minutes", str(a.minutes), "--set", "train.eval_every=60"]
+            runs = [train(a.text, seed, options)[1] for seed in a.seeds]
+            ends, times = [round(evals[-1].nats, 4) for evals in runs], [*map(reached, runs)]
+            late = [math.inf if seconds is None else seconds for seconds in times]
+            medians = {"median": statistics.median(ends), "median_seconds": statistics.median(late)}
+            print(json.dumps({name: ends, "seconds_to_target": times, **medians}), flush=True)
         return
     for seed in a.seeds:
         seconds, evals = train(a.text, seed)
         result = {
             "seed": seed,
             "seconds": round(seconds, 1),
-            "evals": [[round(t, 1), round(n, 4)] for t, n in evals],
+            "evals": [[round(e.at, 1), round(e.nats, 4)] for e in evals],
         }
         if a.nanogpt:
             theirs, loss = peer(a.nanogpt)
-            reached = min((at for at, nats in evals if nats <= 1.885), default=None)
+            below = min((e.at for e in evals if e.nats <= TARGET), default=None)
             result |= {
                 "peer_seconds": round(theirs, 1),
                 "peer_loss": loss,
-                "1.885_in_share_of_peer": reached and round(reached / theirs, 3),
+                "target_in_share_of_peer": below and round(below / theirs, 3),
                 "whole_in_share_of_peer": round(seconds / theirs, 3),
             }
         print(json.dumps(result), flush=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -53,10 +53,10 @@ class _Blend(torch.autograd.Function):
         dx = grads[0] * weights[0].to(x.dtype)
         for g, w in zip(grads[1:], weights[1:], strict=True):
             dx = torch.addcmul(dx, g, w.to(x.dtype))
-        dbefore = sum(grads) - dx
+        dbefore = reduce(torch.add, grads) - dx
         if starts is not None:
             dbefore = dbefore.masked_fill(starts[..., None], 0)
-        dx = dx + F.pad(dbefore[:, 1:], (0, 0, 0, 1))
+        dx[:, :-1] += dbefore[:, 1:]
         dlast = dbefore[:, 0].to(last.dtype) if last is not None else None
         return dx, dlast, None, *dw
 
