@@ -24,6 +24,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "text": (["train", "absent.txt", "--preset", "ngram"], "absent.txt"),
     "empty text": (["train", "empty.txt", "--preset", "ngram"], "empty.txt"),
     "short text": ([*TRAIN, "--set", "model.context=100000"], "context"),
+    "huge batch": ([*TRAIN, "--batch-tokens", "1000000000000"], "more than 100 times the"),
     "part": ([*TRAIN, "--set", "model.temporal=atention"], "did you mean 'attention'"),
     "key": (
         [*TRAIN, "--set", "train.optimizer.lrr=1"],

@@ -27,7 +27,11 @@ CLAIMS = (
 
 
 def page(
-    folder: Path, *corpora: dict[str, Any], dims: tuple[int, ...] = (32, 32), seeds: bool = False
+    folder: Path,
+    *corpora: dict[str, Any],
+    dims: tuple[int, ...] = (32, 32),
+    seeds: bool = False,
+    machines: tuple[dict[str, Any], ...] = (),
 ) -> str:
     """The page of runs `a`, `b`, ... of these corpora and widths; `a` is best; with `seeds` all are grus."""
     found, folders = [], []
@@ -40,6 +44,8 @@ def page(
         lines = [line | {"tokens_per_second": 9.0} for line in lines]
         run(made, [*lines, {"kind": "end", "status": "done"}], config)
         (made / "data.json").write_text(json.dumps(corpus))
+        if machines:
+            (made / "environment.json").write_text(json.dumps(machines[n]))
         found.append(from_run(made))
         folders.append(made)
     html = render(merge(found, folders))
@@ -51,6 +57,13 @@ def test_runs_of_one_text_are_told_apart_without_a_budget(tmp_path: Path):
     assert "Of these runs a has the lowest loss, 2.000 bits per byte: 0.125 (5.9%) below b." in html
     assert "led at every evaluation" in html and "a needs the least" in html
     assert "At this budget" not in html and "do not share" not in html
+
+
+def test_machines_that_differ_are_told_apart(tmp_path: Path):
+    html = page(
+        tmp_path, TEXT, TEXT, machines=({"cores": 2, "torch": "2.13.0"}, {"cores": 8, "torch": "2.13.0"})
+    )
+    assert "a: 2; b: 8" in html and html.count("2.13.0") == 1
 
 
 def test_runs_of_different_texts_have_no_winner(tmp_path: Path):

@@ -120,11 +120,15 @@ def test_another_text_begins_at_its_start(config, begun, text):
 
 
 def test_a_shape_that_does_not_fit_the_weights_cannot_be_forced(config, begun):
-    wider = replace(config, model=replace(config.model, dim=32))
     before = contents(begun)
-    with pytest.raises(UserError, match=r"model\.safetensors does not fit the run's config"):
-        train(wider, begun, resume=True, force=True, progress=quiet)
-    assert contents(begun) == before
+    for key, was, now in (("dim", 16, 32), ("depth", 2, 1)):
+        other = replace(config, model=replace(config.model, **{key: now}))
+        expected = (
+            rf"do not fit model\.{key} \({was}, now {now}\), even by force.*model\.safetensors does not fit"
+        )
+        with pytest.raises(UserError, match=expected):
+            train(other, begun, resume=True, force=True, progress=quiet)
+        assert contents(begun) == before
 
 
 def test_force_changes_nothing_where_nothing_differs(config, tmp_path, begun):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import mixlab
-from mixlab.errors import UserError
+from mixlab.errors import RunFailed, UserError
 from mixlab.model.ngram import NGramConfig
 from mixlab.report.rates import rates_figure, write_rates
 from mixlab.train.config import OptimizerConfig
@@ -66,6 +67,19 @@ def test_a_loss_that_is_not_finite_ends_the_test_too(config, monkeypatch):
     found = ran(config, steps=40)
     assert "not finite after a step at" in found.stopped
     assert len(found.losses) == 11
+
+
+def test_a_requested_stop_ends_it_with_a_line_and_the_handlers_are_put_back(config):
+    taken = []
+
+    def stop(line):
+        taken.append(line["step"])
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RunFailed, match="stopped at rate 2 of 30, too early to suggest one"):
+        ran(config, progress=stop)
+    assert taken == [1] and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_nothing_is_written_and_the_callers_random_state_is_not_moved(config, tmp_path, monkeypatch):

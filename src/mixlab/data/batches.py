@@ -219,18 +219,16 @@ class Batches:
     def notes(self) -> Iterator[str]:
         """What a person should know of the packing: how many documents are cut, by this epoch's rows."""
         for part, source in zip(self.parts, self.sources, strict=True):
-            if source.ends is None or not isinstance(source.rows, Documents):
+            if not isinstance(source.rows, Documents):
                 continue
-            sizes = np.diff(source.ends)
-            fitting = int(np.count_nonzero(sizes <= self.context))
+            packs = source.rows.packs
             whose = "" if part is None else f" of '{part.name}'"
-            cut = source.rows.packs.cut
-            documents = f"{len(sizes):,} document{'s'[: len(sizes) != 1]}{whose}"
-            longer = len(sizes) - fitting
+            documents = f"{packs.documents:,} document{'s'[: packs.documents != 1]}{whose}"
+            longer = packs.documents - packs.fitting
             yield (
                 f"rows of {self.context} tokens are packed from {documents}, without padding: "
                 f"{longer:,} longer than a row {'is' if longer == 1 else 'are'} cut, "
-                f"and so are {cut:,} ({cut / max(1, fitting):.2%}) of the others"
+                f"and so are {packs.cut:,} ({packs.cut / max(1, packs.fitting):.2%}) of the others"
             )
 
 

@@ -9,8 +9,10 @@ is left free in the others.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,19 +20,24 @@ from mixlab.data.tokens import Pages
 
 _SCAN = 1 << 24
 
-BLOCK = 1 << 20
+BLOCK = 1 << 19
 """Pieces, about, that are packed together: few enough for little memory, and so many that no fit is lost."""
 
 
 def document_ends(tokens: np.ndarray, pages: Pages | None = None) -> np.ndarray:
-    """Where token 0 stands in a stream, int64: before the first document and after each. pages: those of a
-    mapped stream."""
-    found = []
+    """Where token 0 stands in a stream: before the first document and after each. pages: those of a mapped
+    stream. In half the bytes of int64 if they fit."""
+    found, dtype = [], _places(len(tokens))
     for start in range(0, len(tokens), _SCAN):
         if pages is not None:
             pages.read(1, _SCAN)
-        found.append(np.flatnonzero(tokens[start : start + _SCAN] == 0) + start)
+        found.append((np.flatnonzero(tokens[start : start + _SCAN] == 0) + start).astype(dtype))
     return np.concatenate(found)
+
+
+def _places(number: int) -> type[np.integer[Any]]:
+    """The type for so many places in a stream."""
+    return np.uint32 if number < 2**32 else np.int64
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,16 @@ class Packs:
     Segment s of row r (`first[r] <= s < first[r + 1]`) reads `sizes[s]` tokens from `starts[s]` on and
     predicts the one after each; the sizes of a row add up to its length.
 
-    cut: documents that would fit into a row but do not stand in one whole.
+    documents: how many there are. fitting: those that would fit into a row. cut: of these, how many do not
+    stand in one whole.
     """
 
     first: np.ndarray
     starts: np.ndarray
     sizes: np.ndarray
     length: int
+    documents: int
+    fitting: int
     cut: int
 
     def __len__(self) -> int:
@@ -57,7 +67,7 @@ class Packs:
         begin, end = self.first[rows], self.first[rows + 1]
         segments = _ranges(begin, end - begin)
         sizes = self.sizes[segments]
-        places = _ranges(self.starts[segments], sizes)
+        places = _ranges(self.starts[segments].astype(np.int64), sizes)
         numbers = np.repeat(_ranges(np.zeros(len(rows), np.int64), end - begin), sizes)
         return places.reshape(-1, self.length), numbers.reshape(-1, self.length)
 
@@ -77,23 +87,27 @@ def pack(ends: np.ndarray, length: int, offset: int, draw: Callable[[int], np.nd
         np.concatenate([block.starts for block in packs]),
         np.concatenate([block.sizes for block in packs]),
         length,
-        sum(block.cut for block in packs),
+        *(sum(getattr(block, name) for block in packs) for name in ("documents", "fitting", "cut")),
     )
 
 
 def _blocks(ends: np.ndarray, length: int) -> list[int]:
     """The documents at which blocks begin, and where the last one ends."""
-    pieces = np.arange(len(ends)) + ends / length  # up to each document, at most
-    number = int(pieces[-1]) // BLOCK
+
+    def pieces(document: int) -> float:  # up to there, at most
+        return document + float(ends[document]) / length
+
+    documents = len(ends) - 1
+    number = int(pieces(documents)) // BLOCK
     if number < 2:
-        return [0, len(ends) - 1]
-    found: list[int] = np.unique(np.searchsorted(pieces, np.linspace(0, pieces[-1], number + 1))).tolist()
-    return found
+        return [0, documents]
+    wanted = np.linspace(0, pieces(documents), number + 1).tolist()
+    return sorted({min(bisect_left(range(len(ends)), n, key=pieces), documents) for n in wanted})
 
 
 def _pack(ends: np.ndarray, length: int, offset: int, draw: Callable[[int], np.ndarray]) -> Packs:
     """`pack` of one block."""
-    starts, sizes, fits = _pieces(ends, length, offset)
+    starts, sizes, fits = _pieces(ends.astype(np.int64), length, offset)
     whole, part = np.flatnonzero(sizes == length), np.flatnonzero(sizes < length)
     # The largest first, in random order among equals.
     part = part[np.argsort(draw(len(part)), kind="stable")]
@@ -112,9 +126,11 @@ def _pack(ends: np.ndarray, length: int, offset: int, draw: Callable[[int], np.n
     uncut = np.count_nonzero(fits[filling] & (size == sizes[filling]))
     return Packs(
         first,
-        np.concatenate([starts[part], starts[filling] + begin, starts[whole]])[order],
+        np.concatenate([starts[part], starts[filling] + begin, starts[whole]])[order].astype(ends.dtype),
         np.concatenate([sizes[part], size, sizes[whole]])[order].astype(np.int32),
         length,
+        len(ends) - 1,
+        int(np.count_nonzero(fits)),
         int(np.count_nonzero(fits[tape]) - uncut),
     )
 

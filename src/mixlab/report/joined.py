@@ -43,6 +43,10 @@ def merge(comparisons: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dic
             {"name": name, "corpus": comparison.get("corpus", {})}
             for name, comparison in zip(called, comparisons, strict=True)
         ],
+        "environments": [
+            {"name": name, "environment": comparison.get("environment", {})}
+            for name, comparison in zip(called, comparisons, strict=True)
+        ],
         "budget": common(comparison.get("budget", {}) for comparison in comparisons)
         | {"unequal": unequal(comparisons, called, apart)},
         "results": [result for comparison in comparisons for result in comparison["results"]],

@@ -28,6 +28,7 @@ def render(comparison: Mapping[str, Any]) -> str:
     budget, corpus = mapping(data.get("budget")), mapping(data.get("corpus"))
     joined, apart = bool(data.get("joined")), str(data.get("apart") or "")
     corpora = [(str(c.get("name")), mapping(c.get("corpus"))) for c in rows(data.get("corpora"))]
+    machines = [(str(e.get("name")), mapping(e.get("environment"))) for e in rows(data.get("environments"))]
     shown = draw(models, corpora or [("", corpus)], apart=bool(apart))
     meters = _meters(models)
     shown += [figure for section in meters for figure in section["figures"]]
@@ -58,7 +59,7 @@ def render(comparison: Mapping[str, Any]) -> str:
         meters=meters,
         samples=_samples(models),
         corpus=facts.together(corpora) if corpora else facts.pairs(corpus),
-        environment=facts.pairs(mapping(data.get("environment"))),
+        environment=facts.together(machines or [("", mapping(data.get("environment")))]),
         configs=[
             (m.name, facts.config_text(c))
             for m in models

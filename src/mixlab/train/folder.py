@@ -29,6 +29,9 @@ LOOKING = ("train.eval_every", "train.watch_every", "train.sinks", "train.sinks_
 BESIDE_LENGTH = ("name", *LOOKING, "train.checkpoint", "train.recompute")
 MAY_CHANGE = (*LENGTH, *BESIDE_LENGTH)
 
+MOST_TEXTS = 100
+"""So often may one batch hold the training text, whole."""
+
 Changes = dict[str, tuple[Any, Any]]
 """Dotted key -> what it was and what it is to be, None where it is not set."""
 
@@ -155,10 +158,19 @@ class RunFolder:
 
 
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
-    """The config with what follows from the text (vocabulary, epochs) and from kinds spelled out."""
+    """The config with what follows from the text (vocabulary, epochs) and from kinds spelled out.
+
+    UserError for batches that hold the text many times over, which is hardly meant and may never end.
+    """
     if config.model is None:
         return config
-    train = config.train.spelled_out().for_text(len(dataset.train) - 1)
+    tokens = len(dataset.train) - 1
+    if config.train.batch_tokens > MOST_TEXTS * tokens:
+        raise UserError(
+            f"train.batch_tokens is {config.train.batch_tokens:,}, more than {MOST_TEXTS} times the "
+            f"{tokens:,} tokens of the training text"
+        )
+    train = config.train.spelled_out().for_text(tokens)
     return replace(config, model=replace(config.model, vocab_size=dataset.tokenizer.vocab_size), train=train)
 
 

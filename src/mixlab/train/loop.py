@@ -29,7 +29,7 @@ from mixlab.train.metrics import Line, cut_back
 from mixlab.train.optimizers import Optimizers
 from mixlab.train.precision import resolve as resolve_dtype
 from mixlab.train.record import Record
-from mixlab.train.resuming import afresh, beginnings, changed_since, identity
+from mixlab.train.resuming import afresh, beginnings, changed_since, fitting, identity
 from mixlab.train.saver import Saver
 from mixlab.train.sinks import Sinks
 from mixlab.train.state import State
@@ -344,7 +344,8 @@ class Trainer:
             self.saver.continue_from(whole)
             changes = changes | changed_since(whole, self.folder, self.run_config, self.tokenizer)
             check_allowed(whole, changes, self.run_config, force=force)
-            self.state.load(whole, afresh=afresh(changes))
+            with fitting(whole, changes):
+                self.state.load(whole, afresh=afresh(changes))
             diagnose.check_finite(self.model, whole)
             self.stepper.count_flops()
         else:

@@ -14,6 +14,7 @@ from mixlab.train.config import RunConfig, ScheduleConfig
 from mixlab.train.folder import RunFolder, resolve
 from mixlab.train.loop import Trainer
 from mixlab.train.metrics import Line
+from mixlab.train.stopping import StopRequest
 
 LOW, HIGH = 1e-5, 10.0
 """From where no optimizer learns in a hundred steps to where none does any more."""
@@ -54,7 +55,7 @@ def find_lr(
 
     One batch a step, as the run itself would draw them; it ends early once the loss is WORSE times what it
     began with, or not finite. Nothing is written. progress: called with {"step", "rate", "loss"} after every
-    step. UserError for an n-gram.
+    step. UserError for an n-gram; RunFailed after SIGTERM or SIGINT.
     """
     if config.model is None:
         raise UserError("an n-gram counts once: it has no learning rate to find")
@@ -63,7 +64,7 @@ def find_lr(
     rates = [LOW * (HIGH / LOW) ** (step / (steps - 1)) for step in range(steps)]
     seen: list[float] = []
     stopped = f"the rate reached {HIGH:g}"
-    with randomness.kept():
+    with randomness.kept(), StopRequest() as stop:
         trainer = Trainer(config, RunFolder(Path("nowhere")), dataset, lambda line: None)
         trainer.stepper.rate = lambda fraction: rates[len(seen)]
         for step, rate in enumerate(rates, start=1):
@@ -74,6 +75,10 @@ def find_lr(
                     f"the loss or a gradient was not finite after a step at {rates[max(0, step - 2)]:.2g}"
                 )
                 break
+            if stop.requested:
+                raise RunFailed(
+                    f"stopped at rate {step} of {steps}, too early to suggest one; nothing is kept of it"
+                )
             seen.append(loss)
             if progress is not None:
                 progress({"kind": "rate", "step": step, "rate": rate, "loss": loss})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mixlab.config import parse, to_mapping
 from mixlab.data.tokenizer import Tokenizer
+from mixlab.errors import UserError
 from mixlab.train import checkpoint
 from mixlab.train.config import RunConfig
-from mixlab.train.folder import Changes, RunFolder, changed, check_tokenizer, read_json
+from mixlab.train.folder import Changes, RunFolder, changed, check_tokenizer, listed, read_json
 from mixlab.train.metrics import read_metrics
 
 ANOTHER_OPTIMIZER = ("train.optimizer.kind", "train.optimizer.options")
@@ -46,6 +49,21 @@ def afresh(changes: Changes) -> set[str]:
     """What cannot be gone on with: "optimizer", its memory, and "batches", the place in the text."""
     found = {"optimizer": ANOTHER_OPTIMIZER, "batches": ANOTHER_TEXT}
     return {what for what, keys in found.items() if any(key.startswith(keys) for key in changes)}
+
+
+@contextlib.contextmanager
+def fitting(path: Path, changes: Changes) -> Iterator[None]:
+    """Inside, weights of the checkpoint at `path` that do not fit are put down to the model's changes."""
+    model = {key: both for key, both in changes.items() if key.startswith("model.")}
+    try:
+        yield
+    except UserError as error:
+        if not model:
+            raise
+        raise UserError(
+            f"the weights in {path} do not fit {listed(model)}, even by force: leave that as it was, or "
+            f"start a new run ({error})"
+        ) from None
 
 
 def beginnings(changes: Changes) -> str:
