@@ -66,10 +66,14 @@ def test_an_ngram_is_scored_in_the_same_way():
     assert found.nats_per_token == pytest.approx(float(total) / 100, rel=1e-6)
 
 
-def test_a_requested_stop_ends_it(model):
-    asked = iter([False, True])
+@pytest.mark.parametrize("rows", [1, 100])
+def test_a_requested_stop_ends_it_also_inside_a_batch(model, rows):
+    ran, head = [], model.norm.register_forward_hook(lambda *given: ran.append(given))
     with pytest.raises(EvaluationStopped):
-        evaluate(model, TEXT, context=8, batch_size=1, stop=lambda: next(asked))
+        evaluate(model, TEXT, context=8, batch_size=rows, stop=iter([False, True]).__next__)
+    head.remove()
+    assert not ran  # not even the first batch came past its one block
+    assert evaluate(model, TEXT, context=8).tokens == 100  # nobody is asked any more
 
 
 def test_bfloat16_is_near_float32_and_is_not_the_same(model):

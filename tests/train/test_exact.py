@@ -190,19 +190,26 @@ def test_an_evaluation_without_a_number_is_never_the_best_also_after_a_resume(co
     assert train(config, tmp_path / "run", resume=True, progress=quiet)["best_step"] == 8
 
 
-def test_a_stop_between_micro_batches_gives_the_step_up_and_resume_takes_it(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("within", ["forward", "backward"])
+def test_a_stop_inside_a_step_gives_it_up_and_resume_takes_it(
+    config, tmp_path, monkeypatch, within, recompute
+):
+    """In the fifth step's last micro-batch of two."""
+    config = with_train(config, recompute=recompute)
     train(config, tmp_path / "straight", progress=quiet)
     real, calls = Stepper.loss, []
 
     def loss(self, inputs, targets):
         calls.append(inputs)
-        if len(calls) == 2 * 4 + 1:  # the first of the fifth step's two
-            self.stop.requested = True
-        return real(self, inputs, targets)
+        self.stop.requested = len(calls) == 2 * 5 and within == "forward"
+        found = real(self, inputs, targets)
+        self.stop.requested = len(calls) == 2 * 5
+        return found
 
     monkeypatch.setattr(Stepper, "loss", loss)
     summary = train(config, tmp_path / "run", progress=quiet)
-    assert (summary["status"], summary["step"], len(calls)) == ("stopped", 4, 9)
+    assert (summary["status"], summary["step"], len(calls)) == ("stopped", 4, 10)
     monkeypatch.setattr(Stepper, "loss", real)
     train(config, tmp_path / "run", resume=True, progress=quiet)
     assert without_times(tmp_path / "run") == without_times(tmp_path / "straight")

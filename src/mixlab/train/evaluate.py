@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from mixlab.model.scorer import Scorer
 from mixlab.parts.shift import document_starts
 from mixlab.train import shortage
 from mixlab.train.precision import autocast, resolve
+from mixlab.train.stopping import at_each_block
 
 TOKENS = 8192
 """Scored at a time. From 1k to 16k the speed was the same, and `torch.inference_mode` gained nothing over
@@ -70,9 +72,14 @@ def evaluate(
 
     A model is put in eval mode for the time being. batch_size: windows at a time, by default those of TOKENS;
     where memory is short, all begins again with half of them. dtype: as in `TrainConfig`; log-probabilities
-    are float32 and summed in float64 whatever it is. stop: asked before each batch; EvaluationStopped once it
-    says True. RunFailed if memory does not hold even one window.
+    are float32 and summed in float64 whatever it is. stop: asked before each batch and at each block;
+    EvaluationStopped once it says True. RunFailed if memory does not hold even one window.
     """
+
+    def check() -> None:
+        if stop is not None and stop():
+            raise EvaluationStopped
+
     rows = batch_size or max(1, TOKENS // context)
     module = scorer if isinstance(scorer, nn.Module) else None
     device = next(module.parameters()).device if module is not None else torch.device("cpu")
@@ -82,9 +89,13 @@ def evaluate(
     try:
         while True:
             try:
-                with torch.no_grad(), autocast(device, resolve(dtype, device)):
+                with (
+                    torch.no_grad(),
+                    autocast(device, resolve(dtype, device)),
+                    contextlib.nullcontext() if module is None else at_each_block(module, check),
+                ):
                     sums = {
-                        part: _score(scorer, part, text, context, rows, device, stop) for part in text.each()
+                        part: _score(scorer, part, text, context, rows, device, check) for part in text.each()
                     }
                 break
             except (RuntimeError, MemoryError) as error:
@@ -117,7 +128,7 @@ def _score(
     context: int,
     rows: int,
     device: torch.device,
-    stop: Callable[[], bool] | None,
+    check: Callable[[], None],
 ) -> _Sums:
     """The sums over one part of the text."""
     nats = torch.zeros(context, dtype=torch.float64)
@@ -127,8 +138,7 @@ def _score(
     apart = text.apart and isinstance(scorer, nn.Module)
     windows = eval_windows(part.of(text.tokens), context=context, batch_size=rows, most=most, apart=apart)
     for inputs, wanted, *segment in windows:
-        if stop is not None and stop():
-            raise EvaluationStopped
+        check()
         x, y = inputs.to(device), wanted.to(device)
         if segment:
             scores = cast(Any, scorer).score(x, y, segment=segment[0].to(device))  # (B, T)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from mixlab.train.config import RunConfig, ScheduleConfig
 from mixlab.train.folder import RunFolder, resolve
 from mixlab.train.loop import Trainer
 from mixlab.train.metrics import Line
-from mixlab.train.stopping import StopRequest
+from mixlab.train.step import StepStopped
 
 LOW, HIGH = 1e-5, 10.0
 """From where no optimizer learns in a hundred steps to where none does any more."""
@@ -64,21 +65,23 @@ def find_lr(
     rates = [LOW * (HIGH / LOW) ** (step / (steps - 1)) for step in range(steps)]
     seen: list[float] = []
     stopped = f"the rate reached {HIGH:g}"
-    with randomness.kept(), StopRequest() as stop:
+    with randomness.kept(), contextlib.ExitStack() as stack:
         trainer = Trainer(config, RunFolder(Path("nowhere")), dataset, lambda line: None)
+        stack.enter_context(trainer.stop)
         trainer.stepper.rate = lambda fraction: rates[len(seen)]
         for step, rate in enumerate(rates, start=1):
             try:
                 loss = trainer.stepper.take(0.0).loss
+                trainer.stepper.check_stop()
+            except StepStopped:
+                raise RunFailed(
+                    f"stopped at rate {step} of {steps}, too early to suggest one; nothing is kept of it"
+                ) from None
             except RunFailed:
                 stopped = (
                     f"the loss or a gradient was not finite after a step at {rates[max(0, step - 2)]:.2g}"
                 )
                 break
-            if stop.requested:
-                raise RunFailed(
-                    f"stopped at rate {step} of {steps}, too early to suggest one; nothing is kept of it"
-                )
             seen.append(loss)
             if progress is not None:
                 progress({"kind": "rate", "step": step, "rate": rate, "loss": loss})

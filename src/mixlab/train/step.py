@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,14 +19,14 @@ from mixlab.train.meters import Update, mean_over_ranks
 from mixlab.train.precision import autocast
 from mixlab.train.schedules import lr_factor
 from mixlab.train.state import State
-from mixlab.train.stopping import StopRequest
+from mixlab.train.stopping import StopRequest, at_each_block
 
 TERMS = ("z_loss", "label_smoothing")
 """What may be added to the loss, in the order of `LanguageModel.losses`; the keys of TrainConfig."""
 
 
 class StepStopped(Exception):
-    """A step was given up between two micro-batches, because a stop was requested."""
+    """A step was given up half-way, because a stop was requested."""
 
 
 class Taken(NamedTuple):
@@ -78,7 +79,7 @@ class Stepper:
         measured: whether the update itself is, which takes a copy of the parameters.
 
         Raises RunFailed if loss or gradient is not finite, or if memory does not hold even one row;
-        StepStopped, with all as it was before, if a stop is requested between two micro-batches.
+        StepStopped, with all as it was before, if a stop is requested until the gradient is there.
         """
         state, optimizers = self.state, self.state.optimizers
         if state.set_progress(fraction):
@@ -156,18 +157,22 @@ class Stepper:
         """Add up the gradients of the batch, a micro-batch at a time; returns its mean losses, nats a token.
 
         They are three: see `LanguageModel.losses`. plain: the gradient is of the first alone. StepStopped, if
-        it `stops`, where a stop is requested before the last micro-batch.
+        it `stops`, at the next block once a stop is requested.
         """
         total = torch.zeros(1 + len(TERMS), device=self.state.device)
-        pieces = zip(*(t.tensor_split(self.micro_batches) for t in batch), strict=True)
-        for number, piece in enumerate(pieces):
-            if stops and number and self.stop.requested:
-                raise StepStopped
-            # Weighted by its tokens, so that pieces of unequal size still sum to the batch's own mean.
-            losses = self.loss(*piece) * (piece[1].numel() / batch[1].numel())
-            (losses[0] if plain else losses.sum()).backward()
-            total += losses.detach()
+        model = self.state.model
+        with at_each_block(model, self.check_stop) if stops else contextlib.nullcontext():
+            for piece in zip(*(t.tensor_split(self.micro_batches) for t in batch), strict=True):
+                # Weighted by its tokens, so that pieces of unequal size still sum to the batch's own mean.
+                losses = self.loss(*piece) * (piece[1].numel() / batch[1].numel())
+                (losses[0] if plain else losses.sum()).backward()
+                total += losses.detach()
         return total
+
+    def check_stop(self) -> None:
+        """StepStopped if a stop is requested."""
+        if self.stop.requested:
+            raise StepStopped
 
     def loss(self, inputs: Tensor, targets: Tensor, segment: Tensor | None = None) -> Tensor:
         """The model's loss, and what each of TERMS adds to it, on this device in this run's precision."""

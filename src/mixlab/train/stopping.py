@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
+
+from torch import Tensor, nn
 
 
 class StopRequest:
@@ -42,3 +46,25 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before.clear()
+
+
+@contextlib.contextmanager
+def at_each_block(model: nn.Module, check: Callable[[], None]) -> Iterator[None]:
+    """Inside, `check` is called after every block's forward and before its backward, and may raise: on a
+    processor, a large model takes longer for a batch than a person waits for a stop."""
+
+    def backward(gradient: Tensor) -> None:
+        check()
+
+    def forward(block: nn.Module, given: Any, found: tuple[Tensor, Any]) -> None:
+        check()
+        if found[0].requires_grad:
+            found[0].register_hook(backward)  # type: ignore[no-untyped-call]
+
+    blocks = getattr(model, "blocks", ())
+    handles = [block.register_forward_hook(forward) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
