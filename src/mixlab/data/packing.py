@@ -64,7 +64,7 @@ class Packs:
 
     def positions(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(where each input stands, number of its segment in the row) for some rows, both (N, T)."""
-        begin, end = self.first[rows], self.first[rows + 1]
+        begin, end = (self.first[edge].astype(np.int64) for edge in (rows, rows + 1))
         segments = _ranges(begin, end - begin)
         sizes = self.sizes[segments]
         places = _ranges(self.starts[segments].astype(np.int64), sizes)
@@ -82,8 +82,10 @@ def pack(ends: np.ndarray, length: int, offset: int, draw: Callable[[int], np.nd
     bounds = _blocks(ends, length)
     packs = [_pack(ends[begin : end + 1], length, offset, draw) for begin, end in itertools.pairwise(bounds)]
     before = np.cumsum([0, *(len(block.starts) for block in packs)])
+    dtype = _places(int(before[-1]) + 1)
+    firsts = [(block.first[1:] + n).astype(dtype) for block, n in zip(packs, before, strict=False)]
     return Packs(
-        np.concatenate([[0], *(block.first[1:] + n for block, n in zip(packs, before, strict=False))]),
+        np.concatenate([np.zeros(1, dtype), *firsts]),
         np.concatenate([block.starts for block in packs]),
         np.concatenate([block.sizes for block in packs]),
         length,

@@ -63,7 +63,6 @@ def train(
     finite or a full disk.
     """
     config.validate()
-    keep_freed_memory()
     report = Sinks(config.train.sinks, optional=config.train.sinks_optional, report=progress or _warn)
     folder = RunFolder(Path(out))
     if resume:
@@ -90,6 +89,7 @@ def train(
                 return count(config, folder, dataset, report, changes)
     with randomness.kept(), randomness.deterministic(config.train.deterministic):
         trainer = Trainer(config, folder, dataset, report)  # first: a part that does not fit leaves no folder
+        keep_freed_memory()  # not before: what preparing a long text took is given back
         with folder.locked():
             if resume:
                 trainer.resume(folder.read_config().train, changes, force=force)
