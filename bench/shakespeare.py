@@ -57,7 +57,10 @@ class Eval(NamedTuple):
 
 
 def reached(evals):
-    """Seconds of training until TARGET, on the line between the evaluations around it; None if never."""
+    """Seconds of training until TARGET, on the line between the evaluations around it, at most those to the
+    first of them; None if never."""
+    if evals[0].nats <= TARGET:
+        return round(evals[0].trained, 1)
     for before, after in pairwise(evals):
         if before.nats > TARGET >= after.nats:
             share = (before.nats - TARGET) / (before.nats - after.nats)

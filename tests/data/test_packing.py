@@ -56,6 +56,7 @@ def test_a_segment_is_of_one_document_and_those_cut_are_counted(sizes, length, d
 @given(sizes, st.integers(1, 16), st.lists(st.integers(0, 1000), max_size=5))
 def test_positions_are_those_of_the_segments_in_order(sizes, length, rows):
     _, packs = packed(sizes, length)
+    assert packs.positions(np.arange(0))[0].dtype == np.int64  # whatever the places are kept in
     rows = np.array([row % len(packs) for row in rows if len(packs)], np.int64)
     places, numbers = packs.positions(rows)
     for n, row in enumerate(rows):
@@ -97,6 +98,14 @@ def test_in_blocks_rows_are_as_full_and_each_block_leaves_out_less_than_a_row(si
         assert ends[document] <= start and start + size <= ends[document + 1]
         kept |= {document} if size == sizes[document] else set()
     assert packs.cut == len(fitting - kept)
+
+
+def test_places_take_half_the_bytes_until_they_do_not_fit():
+    assert packing._places(2**32 - 1) is np.uint32 and packing._places(2**32) is np.int64
+    ends = np.array([0, 3, 9], np.uint32)
+    packs = pack(ends, 4, 0, lambda n: np.arange(n, dtype=np.uint64))
+    assert packs.starts.dtype == packs.first.dtype == np.uint32
+    assert packs.positions(np.arange(len(packs)))[0].dtype == np.int64
 
 
 def test_the_ends_of_documents_are_found_across_blocks(monkeypatch):

@@ -47,6 +47,32 @@ def test_parallel_recurrent_and_stable_forms_agree():
     assert (wkv(*inputs)[0] - recurrent(*inputs)).abs().max() < 2e-15 * 20
 
 
+@pytest.mark.parametrize("wide", [1, 100])
+@pytest.mark.parametrize("steps", [1, 6, 7, 16, 40, 64])
+def test_blocks_and_pieces_of_time_make_no_difference(monkeypatch, steps, wide):
+    """Blocks of so many steps of 40, whether or not they divide it, cut into pieces or (wide = 1) not."""
+    variables = [z.requires_grad_() for z in draw()]
+    dy = torch.randn(2, 40, 5, dtype=torch.float64)
+    monkeypatch.setattr("mixlab.parts.temporal.wkv.BLOCK", 10 * steps)
+    monkeypatch.setattr("mixlab.parts.temporal.wkv.WIDE", wide)
+    y, (a, b, _) = wkv(*variables)
+    wanted = recurrent(*variables)
+    assert torch.allclose(y, wanted, atol=1e-13)
+    for found, right in zip(
+        torch.autograd.grad((y * dy).sum() + (a / b).sum(), variables),
+        torch.autograd.grad((wanted * dy).sum() + average_after(*variables[:3]).sum(), variables),
+        strict=True,
+    ):
+        assert torch.allclose(found, right, atol=1e-12)
+
+
+def average_after(k, v, raw):
+    """Of all the past: what a later token would read of it."""
+    fading = torch.arange(k.shape[1], dtype=k.dtype).flip(0)[:, None] * raw.exp()
+    e = (k - fading).exp()
+    return (e * v).sum(1) / e.sum(1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_keys_of_5000_stay_finite_in_value_and_gradient(dtype):
     k, v, raw, u = draw(scale=2000.0)

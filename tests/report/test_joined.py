@@ -9,7 +9,7 @@ from typing import Any
 
 from mixlab.report import from_run, render
 from mixlab.report.facts import together
-from mixlab.report.joined import merge, unequal
+from mixlab.report.joined import apart_by, merge, unequal
 from tests.report.test_from_run import CONFIG, evaluation, run, step
 
 BYTES = {"kind": "byte", "vocab_size": 257, "hash": "b"}
@@ -90,6 +90,16 @@ def test_runs_of_one_model_on_different_texts_are_not_its_seeds(tmp_path: Path):
     assert "in bits per byte: a 2.000 and b 2.125." in html
     (tmp_path / "same").mkdir()
     assert "gru reaches 2.062 bits per byte" in page(tmp_path / "same", TEXT, TEXT, seeds=True)
+
+
+def test_folders_of_one_name_are_told_apart_by_what_holds_them():
+    folders = [Path("/x/a/run"), Path("/x/b/run"), Path("/y/other")]
+    assert apart_by(folders) == ["a/run", "b/run", "y/other"]
+    assert apart_by(folders[:1] * 2) == ["run", "run"]
+    comparison = {"results": [{"model": "gru", "seed": 0}], "corpus": TEXT, "environment": {}}
+    found = merge([comparison] * 2, folders[:2])
+    assert [result["model"] for result in found["results"]] == ["a/run", "b/run"]
+    assert [machine["name"] for machine in found["environments"]] == ["a/run", "b/run"]
 
 
 def test_what_the_runs_do_not_share_is_named(tmp_path: Path):

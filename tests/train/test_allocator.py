@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from mixlab.train import loop
+
 FAULTS = """
 import resource, torch
 from mixlab.train.allocator import keep_freed_memory
@@ -27,3 +29,14 @@ def faults(keep):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_memory_that_was_freed_is_used_again_and_not_fetched_anew():
     assert 2 * faults(keep=True) < faults(keep=False)
+
+
+def test_training_asks_for_it_once_the_text_is_prepared(config, tmp_path, monkeypatch):
+    order = []
+    for name in ("prepare", "Trainer", "keep_freed_memory"):
+        real = getattr(loop, name)
+        monkeypatch.setattr(
+            loop, name, lambda *a, real=real, name=name, **k: order.append(name) or real(*a, **k)
+        )
+    loop.train(config, tmp_path / "run", progress=lambda line: None)
+    assert order == ["prepare", "Trainer", "keep_freed_memory"]

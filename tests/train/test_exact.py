@@ -20,7 +20,7 @@ from mixlab.train.folder import RunFolder
 from mixlab.train.kinds import KINDS
 from mixlab.train.loop import Trainer, train
 from mixlab.train.metrics import TIMES
-from mixlab.train.step import Stepper
+from mixlab.train.step import FurtherPasses, Stepper
 
 from .helpers import stop_at, with_train
 
@@ -195,22 +195,46 @@ def test_an_evaluation_without_a_number_is_never_the_best_also_after_a_resume(co
 def test_a_stop_inside_a_step_gives_it_up_and_resume_takes_it(
     config, tmp_path, monkeypatch, within, recompute
 ):
-    """In the fifth step's last micro-batch of two."""
+    """In the last micro-batch of two of the sixth step; what it goes back to, the fifth, is not yet saved."""
     config = with_train(config, recompute=recompute)
     train(config, tmp_path / "straight", progress=quiet)
     real, calls = Stepper.loss, []
 
     def loss(self, inputs, targets):
         calls.append(inputs)
-        self.stop.requested = len(calls) == 2 * 5 and within == "forward"
+        self.stop.requested = len(calls) == 2 * 6 and within == "forward"
         found = real(self, inputs, targets)
-        self.stop.requested = len(calls) == 2 * 5
+        self.stop.requested = len(calls) == 2 * 6
         return found
 
     monkeypatch.setattr(Stepper, "loss", loss)
     summary = train(config, tmp_path / "run", progress=quiet)
-    assert (summary["status"], summary["step"], len(calls)) == ("stopped", 4, 10)
+    assert (summary["status"], summary["step"], len(calls)) == ("stopped", 5, 12)
     monkeypatch.setattr(Stepper, "loss", real)
+    train(config, tmp_path / "run", resume=True, progress=quiet)
+    assert without_times(tmp_path / "run") == without_times(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "options"),
+    [("SAM", "again", {}), ("SophiaH", "drawn", {"update_period": 1})],
+)
+def test_a_stop_in_a_further_pass_waits_for_the_step(config, tmp_path, monkeypatch, kind, method, options):
+    """Parameters may not be where a checkpoint could find them then."""
+    optimizer = OptimizerConfig(kind=f"pytorch_optimizer:{kind}", lr=1e-3, options=options)
+    config = with_train(config, optimizer=optimizer)
+    train(config, tmp_path / "straight", progress=quiet)
+    real, calls = getattr(FurtherPasses, method), []
+
+    def further(self):
+        calls.append(self)
+        self.stepper.stop.requested = len(calls) == 5
+        return real(self)
+
+    monkeypatch.setattr(FurtherPasses, method, further)
+    summary = train(config, tmp_path / "run", progress=quiet)
+    assert (summary["status"], summary["step"], len(calls)) == ("stopped", 5, 5)
+    monkeypatch.setattr(FurtherPasses, method, real)
     train(config, tmp_path / "run", resume=True, progress=quiet)
     assert without_times(tmp_path / "run") == without_times(tmp_path / "straight")
 

@@ -19,6 +19,7 @@ from mixlab.train.files import write_text
 from mixlab.train.folder import MAY_CHANGE, RunFolder
 from mixlab.train.loop import train
 from mixlab.train.metrics import read_metrics
+from mixlab.train.resuming import fitting
 from mixlab.train.run import open_run
 
 from .helpers import record, stop_at, with_train
@@ -121,14 +122,22 @@ def test_another_text_begins_at_its_start(config, begun, text):
 
 def test_a_shape_that_does_not_fit_the_weights_cannot_be_forced(config, begun):
     before = contents(begun)
-    for key, was, now in (("dim", 16, 32), ("depth", 2, 1)):
+    shape, memory = r"model\.safetensors does not fit", r"the optimizer remembers head\.weight"
+    for key, was, now, why in (
+        ("dim", 16, 32, shape),
+        ("depth", 2, 1, shape),
+        ("tied", False, True, memory),
+    ):
         other = replace(config, model=replace(config.model, **{key: now}))
-        expected = (
-            rf"do not fit model\.{key} \({was}, now {now}\), even by force.*model\.safetensors does not fit"
-        )
+        expected = rf"do not fit model\.{key} \({was}, now {now}\), even by force.*{why}"
         with pytest.raises(UserError, match=expected):
             train(other, begun, resume=True, force=True, progress=quiet)
         assert contents(begun) == before
+
+
+def test_a_misfit_that_no_change_explains_is_left_as_it_is(tmp_path):
+    with pytest.raises(UserError, match="^as it is$"), fitting(tmp_path, {"train.seed": (0, 1)}):
+        raise UserError("as it is")
 
 
 def test_force_changes_nothing_where_nothing_differs(config, tmp_path, begun):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import mixlab
+from mixlab.errors import UserError
 from mixlab.train.config import OptimizerConfig, ScheduleConfig
 from mixlab.train.evaluate import evaluate
 from mixlab.train.loop import train
@@ -47,6 +48,17 @@ def test_no_dense_matrix_is_left_in_any_model_and_none_anywhere_at_the_end(confi
     halfway, end = (names(tmp_path / "run", step, "training.safetensors") for step in (4, 8))
     assert {f"training.blocks.1.feature.{map}.guide" for map in ("up", "down")} <= halfway
     assert end == names(tmp_path / "plain", 8, "training.safetensors")
+
+
+def test_guides_neither_begin_nor_end_by_force_unsaid(config, tmp_path):
+    train(guided(config), tmp_path / "guided", progress=stop_at(2))
+    with pytest.raises(UserError, match=r"do not fit model\.feature\.guidance .*remembers .*\.guide"):
+        train(guided(config, guidance=0.0), tmp_path / "guided", resume=True, force=True, progress=quiet)
+    train(guided(config, guidance=0.0), tmp_path / "plain", progress=stop_at(2))
+    lines = []
+    train(guided(config), tmp_path / "plain", resume=True, force=True, progress=lines.append)
+    notes = [line["message"] for line in lines if line["kind"] == "note"]
+    assert any("what serves training alone is not begun half-way" in note for note in notes)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

@@ -12,9 +12,11 @@ import mixlab
 from mixlab.errors import RunFailed, UserError
 from mixlab.model.ngram import NGramConfig
 from mixlab.report.rates import rates_figure, write_rates
+from mixlab.train.advice import NotFinite
 from mixlab.train.config import OptimizerConfig
 from mixlab.train.loop import train
 from mixlab.train.range_test import HIGH, LOW, WINDOW, WORSE, find_lr, smoothed, suggest
+from mixlab.train.step import Stepper
 
 from .helpers import record, with_train
 
@@ -55,8 +57,6 @@ def test_a_rate_that_undoes_all_ends_the_test(config):
 
 
 def test_a_loss_that_is_not_finite_ends_the_test_too(config, monkeypatch):
-    from mixlab.train.step import Stepper
-
     real, calls = Stepper.loss, []
 
     def loss(self, inputs, targets):
@@ -67,6 +67,33 @@ def test_a_loss_that_is_not_finite_ends_the_test_too(config, monkeypatch):
     found = ran(config, steps=40)
     assert "not finite after a step at" in found.stopped
     assert len(found.losses) == 11
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_loss_that_is_not_finite_from_the_beginning_is_said(config, monkeypatch, step):
+    real, calls = Stepper.loss, []
+
+    def loss(self, inputs, targets):
+        calls.append(1)
+        return real(self, inputs, targets) * (float("nan") if len(calls) > 2 * (step - 1) else 1.0)
+
+    monkeypatch.setattr(Stepper, "loss", loss)
+    with pytest.raises(NotFinite, match="the loss is nan at step 1"):  # no step counts here
+        ran(config)
+
+
+def test_another_failure_is_not_put_down_to_the_rate(config, monkeypatch):
+    real, calls = Stepper.gradient, []
+
+    def gradient(self):
+        calls.append(1)
+        if len(calls) == 5:
+            raise RunFailed("out of memory: not even one row fits")
+        return real(self)
+
+    monkeypatch.setattr(Stepper, "gradient", gradient)
+    with pytest.raises(RunFailed, match="not even one row fits"):
+        ran(config)
 
 
 def test_a_requested_stop_ends_it_with_a_line_and_the_handlers_are_put_back(config):

@@ -17,23 +17,19 @@ def merge(comparisons: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dic
     """
     if len(comparisons) == 1:
         return comparisons[0]
-    apart = texts(comparisons)
-    results = [
-        (result, folder)
-        for comparison, folder in zip(comparisons, folders, strict=True)
-        for result in comparison["results"]
-    ]
+    apart, names = texts(comparisons), apart_by(folders)
+    results = [result for comparison in comparisons for result in comparison["results"]]
     # Of one text, two seeds of a model are one model; of two texts they are not.
-    keys = [(result.get("model"), None if apart else result.get("seed")) for result, _ in results]
+    keys = [(result.get("model"), None if apart else result.get("seed")) for result in results]
     if len(set(keys)) < len(keys):
         comparisons = [
             {
                 **comparison,
-                "results": [{**r, "model": named(folder, r, comparison)} for r in comparison["results"]],
+                "results": [{**r, "model": named(name, r, comparison)} for r in comparison["results"]],
             }
-            for comparison, folder in zip(comparisons, folders, strict=True)
+            for comparison, name in zip(comparisons, names, strict=True)
         ]
-    first, called = comparisons[0], labels(comparisons, folders)
+    first, called = comparisons[0], labels(comparisons, names)
     return {
         **first,
         "title": f"{len(comparisons)} runs",
@@ -53,17 +49,24 @@ def merge(comparisons: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dic
     }
 
 
-def named(folder: Path, result: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
-    """A result's model by its folder, which may hold several."""
+def apart_by(folders: Sequence[Path]) -> list[str]:
+    """Each folder's name, with as much of the path before it as tells all of them apart."""
+    parts = [folder.absolute().parts for folder in folders]
+    tried = (["/".join(own[-depth:]) for own in parts] for depth in range(1, max(map(len, parts)) + 1))
+    return next(names for names in tried if len(set(names)) == len(set(parts)))
+
+
+def named(folder: str, result: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    """A result's model by its folder's name, which may hold several."""
     several = len({other.get("model") for other in comparison["results"]}) > 1
-    return f"{folder.name} {result.get('model')}" if several else folder.name
+    return f"{folder} {result.get('model')}" if several else folder
 
 
-def labels(comparisons: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> list[str]:
+def labels(comparisons: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list[str]:
     """What each is called: its model, or its folder where it has several or others have the same."""
     models = [list(dict.fromkeys(str(r.get("model")) for r in c["results"])) for c in comparisons]
     return [
-        own[0] if len(own) == 1 and models.count(own) == 1 else folder.name
+        own[0] if len(own) == 1 and models.count(own) == 1 else folder
         for own, folder in zip(models, folders, strict=True)
     ]
 

@@ -344,8 +344,12 @@ class Trainer:
             self.saver.continue_from(whole)
             changes = changes | changed_since(whole, self.folder, self.run_config, self.tokenizer)
             check_allowed(whole, changes, self.run_config, force=force)
+            alone = checkpoint.training_only(self.model).keys()
             with fitting(whole, changes):
                 self.state.load(whole, afresh=afresh(changes))
+            gone = alone - checkpoint.training_only(self.model).keys()
+            if gone and any(key.startswith("model.") for key in changes):
+                self.note(f"{whole} has no {min(gone)}: what serves training alone is not begun half-way")
             diagnose.check_finite(self.model, whole)
             self.stepper.count_flops()
         else:

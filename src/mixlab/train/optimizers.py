@@ -187,15 +187,15 @@ class Optimizers:
         return tensors, scalars
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave; KeyError for a parameter that the model does not have."""
+        """Put back what `state_dict` gave; UserError for a parameter that the model does not have."""
+        strangers = {label.partition(":")[0] for label in tensors if ":" in label} - set(self.parameters)
+        if strangers:
+            raise UserError(f"the optimizer remembers {min(strangers)}, which the model does not have")
         trained = {n.partition(":")[0]: t for n, t in tensors.items() if n.endswith(f":{TRAINED}")}
         with torch.no_grad():
             for name, tensor in trained.items():
                 self.parameters[name].copy_(tensor)
         kept = {label: t for label, t in tensors.items() if not label.endswith(f":{TRAINED}")}
-        strangers = {label.partition(":")[0] for label in kept if ":" in label} - set(self.parameters)
-        if strangers:
-            raise KeyError(f"no parameter {min(strangers)}")
         for rule, memory in self.memories.items():
             own = {name: p for name, p in self.parameters.items() if self.plan[name].rule == rule}
             memory.load(kept, scalars.get(rule, {}), own)

@@ -11,6 +11,7 @@ from pathlib import Path
 from mixlab.data import Dataset
 from mixlab.errors import RunFailed, UserError
 from mixlab.train import randomness
+from mixlab.train.advice import NotFinite
 from mixlab.train.config import RunConfig, ScheduleConfig
 from mixlab.train.folder import RunFolder, resolve
 from mixlab.train.loop import Trainer
@@ -56,7 +57,8 @@ def find_lr(
 
     One batch a step, as the run itself would draw them; it ends early once the loss is WORSE times what it
     began with, or not finite. Nothing is written. progress: called with {"step", "rate", "loss"} after every
-    step. UserError for an n-gram; RunFailed after SIGTERM or SIGINT.
+    step. UserError for an n-gram; RunFailed after SIGTERM or SIGINT, where memory is
+    short, and if the loss or a gradient is not finite before there are two losses.
     """
     if config.model is None:
         raise UserError("an n-gram counts once: it has no learning rate to find")
@@ -72,12 +74,13 @@ def find_lr(
         for step, rate in enumerate(rates, start=1):
             try:
                 loss = trainer.stepper.take(0.0).loss
-                trainer.stepper.check_stop()
             except StepStopped:
                 raise RunFailed(
                     f"stopped at rate {step} of {steps}, too early to suggest one; nothing is kept of it"
                 ) from None
-            except RunFailed:
+            except NotFinite:
+                if len(seen) < 2:
+                    raise
                 stopped = (
                     f"the loss or a gradient was not finite after a step at {rates[max(0, step - 2)]:.2g}"
                 )

@@ -140,4 +140,4 @@ class Trackio:
         """Wait until all is stored."""
         import trackio
 
-        trackio.finish()
+        trackio.finish()  # type: ignore[no-untyped-call]

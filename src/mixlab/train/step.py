@@ -79,7 +79,8 @@ class Stepper:
         measured: whether the update itself is, which takes a copy of the parameters.
 
         Raises RunFailed if loss or gradient is not finite, or if memory does not hold even one row;
-        StepStopped, with all as it was before, if a stop is requested until the gradient is there.
+        StepStopped, with all as it was before but for parameters that end with `fraction`, if a stop is
+        requested until the gradient is there.
         """
         state, optimizers = self.state, self.state.optimizers
         if state.set_progress(fraction):

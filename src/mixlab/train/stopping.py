@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request: finish the step, save, leave."""
+"""SIGTERM and SIGINT as a request: give up or finish what is under way, save, leave."""
 
 from __future__ import annotations
 

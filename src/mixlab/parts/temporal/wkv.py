@@ -150,13 +150,13 @@ def accumulate(s: Tensor, keep: Tensor, *, backwards: bool = False) -> None:
 def pieces(n: int, width: int) -> int:
     """Into how many pieces of one length n steps are cut: these go on beside each other, each from nothing,
     and what came before a piece is added when the piece before has its end."""
-    most = min(WIDE // width, math.isqrt(n))
+    most = min(WIDE // max(1, width), math.isqrt(n))
     return next((m for m in range(most, 1, -1) if n % m == 0), 1)
 
 
 def blocks(T: int, width: int) -> Iterator[slice]:
     """Spans of time, first to last, that hold about BLOCK numbers at `width` a step."""
-    length = max(1, BLOCK // width)
+    length = max(1, BLOCK // max(1, width))
     return (slice(start, min(start + length, T)) for start in range(0, T, length))
 
 
