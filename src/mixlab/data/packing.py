@@ -67,7 +67,7 @@ class Packs:
         begin, end = (self.first[edge].astype(np.int64) for edge in (rows, rows + 1))
         segments = _ranges(begin, end - begin)
         sizes = self.sizes[segments]
-        places = _ranges(self.starts[segments].astype(np.int64), sizes)
+        places = _ranges(self.starts[segments], sizes)
         numbers = np.repeat(_ranges(np.zeros(len(rows), np.int64), end - begin), sizes)
         return places.reshape(-1, self.length), numbers.reshape(-1, self.length)
 
