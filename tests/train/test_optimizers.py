@@ -394,6 +394,21 @@ def test_schedule_free_evaluates_and_saves_the_average_and_trains_on_from_where_
     )
 
 
+def test_the_gradient_of_a_second_pass_is_clipped_as_the_first(config, tmp_path, monkeypatch):
+    SAM = kinds.find("pytorch_optimizer:SAM").load()
+    real, norms = SAM.second_step, []
+
+    def second_step(self):
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        norms.append(torch.cat(gradients).norm().item())
+        real(self)
+
+    monkeypatch.setattr(SAM, "second_step", second_step)
+    optimizer = OptimizerConfig(kind="pytorch_optimizer:SAM", lr=1e-3, clip=0.01)
+    train(with_train(config, optimizer=optimizer, steps=2), tmp_path / "run", progress=lambda line: None)
+    assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
 def test_the_record_counts_the_further_passes(config, tmp_path):
     for name, share in (("Lion", 1), ("SAM", 2)):
         optimizer = OptimizerConfig(kind=f"pytorch_optimizer:{name}", lr=1e-3)
