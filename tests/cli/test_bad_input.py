@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,6 +143,15 @@ def test_a_damaged_comparison_is_named(mixlab: Command) -> None:
         done = mixlab("report", ".")
         assert done.status == 2
         assert words in done.err
+
+
+def test_sigterm_before_a_run_has_begun_is_an_interruption(tmp_path: Path) -> None:
+    script = "import os, signal, sys, mixlab.cli as cli; sys.argv[1:] = ['doctor']; "
+    script += "import mixlab.train.machine as m; "
+    script += "m.measure = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM); cli.main()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.endswith("mixlab: interrupted\n") and "Traceback" not in done.stderr
 
 
 def raising(error: BaseException) -> Callable[..., None]:

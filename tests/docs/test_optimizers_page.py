@@ -51,6 +51,19 @@ def test_find_lr_prints_what_is_shown(folder, capsys):
     assert (folder / "rates.html").exists()
 
 
+def test_what_find_lr_found_is_told_even_if_its_page_cannot_be_written(folder, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "rates.html")
+
+    monkeypatch.setattr("mixlab.report.rates.write_rates", full)
+    small = ["model.dim=16", "model.depth=1", "model.context=16", "train.batch_tokens=64"]
+    settings = [word for setting in small for word in ("--set", setting)]
+    assert run(["train", "my.txt", "--preset", "gru", *settings, "--find-lr", "--out", "rates.html"]) == 1
+    printed = capsys.readouterr()
+    assert "try train.optimizer.lr=" in printed.out
+    assert printed.err.endswith("mixlab: rates.html: no space left on device\n")
+
+
 def test_every_toml_of_the_page_is_a_config_that_works():
     import tomllib
 

@@ -7,6 +7,7 @@ import pytest
 
 from mixlab.errors import UserError
 from mixlab.report import from_run, render
+from mixlab.train.folder import RunFolder
 
 CONFIG = """
 name = "gru"
@@ -83,13 +84,17 @@ def test_the_counts_are_the_models_own(tmp_path: Path):
 
 
 def test_a_run_that_is_being_written_is_shown_as_far_as_it_got(tmp_path: Path):
-    data = from_run(run(tmp_path, [step(1), step(2)], torn='{"kind": "eval", "step": 2, "bits_per'))
-    (result,) = data["results"]
-    assert result["status"] == "running" and result["evals"] == [] and len(result["curve"]) == 2
-    assert "still running" in render(data)
-    for name in ("data.json", "environment.json", "metrics.jsonl"):
-        (tmp_path / name).unlink()
-    assert "still running" in render(from_run(tmp_path))
+    run(tmp_path, [step(1), step(2)], torn='{"kind": "eval", "step": 2, "bits_per')
+    with RunFolder(tmp_path).locked():
+        data = from_run(tmp_path)
+        (result,) = data["results"]
+        assert result["status"] == "running" and result["evals"] == [] and len(result["curve"]) == 2
+        assert "still running" in render(data)
+        for name in ("data.json", "environment.json", "metrics.jsonl"):
+            (tmp_path / name).unlink()
+        assert "still running" in render(from_run(tmp_path))
+    killed = render(from_run(tmp_path))
+    assert "its process ended without a word" in killed and "still " not in killed.split("<script")[0]
 
 
 def test_a_failed_run_keeps_its_curves_and_says_why(tmp_path: Path):

@@ -60,10 +60,13 @@ def test_runs_of_one_text_are_told_apart_without_a_budget(tmp_path: Path):
 
 
 def test_machines_that_differ_are_told_apart(tmp_path: Path):
-    html = page(
-        tmp_path, TEXT, TEXT, machines=({"cores": 2, "torch": "2.13.0"}, {"cores": 8, "torch": "2.13.0"})
-    )
+    two, eight = ({"torch": "2.13.0", "machine": {"cores": cores}} for cores in (2, 8))
+    html = page(tmp_path, TEXT, TEXT, machines=(two, eight))
     assert "a: 2; b: 8" in html and html.count("2.13.0") == 1
+    sentence = "The runs were made on different machines, so their seconds do not compare."
+    assert sentence in html
+    (tmp_path / "alike").mkdir()
+    assert sentence not in page(tmp_path / "alike", TEXT, TEXT, machines=(two, two))
 
 
 def test_runs_of_different_texts_have_no_winner(tmp_path: Path):

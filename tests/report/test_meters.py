@@ -180,7 +180,7 @@ def test_a_run_killed_in_the_middle_of_a_line_before_its_first_evaluation(tmp_pa
     torn = json.dumps(metered(steps + 1))[:-40]
     folder = run(tmp_path, [metered(n) for n in range(1, steps + 1)], torn=torn)
     page = Page(render(from_run(folder)))
-    assert "still running" in page.text and "No model has a score yet." in page.text
+    assert "its process ended without a word" in page.text and "No model has a score yet." in page.text
     assert ("meter-grad_norm" in page.figures()) == (steps > 0)
 
 

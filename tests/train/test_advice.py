@@ -139,6 +139,19 @@ def test_a_loss_is_hopeless_if_it_is_high_for_long_and_does_not_fall() -> None:
     assert not trend([9.1] * 49 + [2.0] * 51, ones).hopeless(3.0)
 
 
+def test_a_network_that_died_of_a_rate_too_high_is_hopeless_and_one_that_has_yet_to_learn_is_not() -> None:
+    def why(*losses: float) -> str:
+        return trend(list(losses), [1.0] * len(losses)).hopeless(3.0)
+
+    dead = [3.0] * BEFORE
+    assert why(500.0, *dead) == (
+        "it had been 500, and its median over 100 steps is the 3 nats of knowing nothing, and does not fall"
+    )
+    assert not why(*dead)  # a slow warm-up
+    assert not why(500.0, *([2.9] * BEFORE))  # it knows something
+    assert not why(500.0, *dead[2:])
+
+
 def test_a_rate_far_too_high_ends_with_advice_and_the_best_checkpoint(config: Any, tmp_path: Any) -> None:
     # The constant rate of 10 throws Muon's matrices about; the loss settles at 40 nats and more.
     config = with_train(

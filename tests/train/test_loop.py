@@ -173,11 +173,23 @@ def test_saving_comes_before_evaluating(config, tmp_path, monkeypatch):
     checkpoint.verify(tmp_path / "run/checkpoints/step-0000004")
 
 
-@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", "checkpoints"])
-def test_a_folder_with_another_run_is_refused_and_untouched(config, tmp_path, name):
+A_RUN, ITS_BEGINNING = "already holds a run \\({}", r"holds {} but no config\.toml: .*remove it, or choose"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("config.toml", A_RUN),
+        ("metrics.jsonl", A_RUN),
+        ("checkpoints", A_RUN),
+        ("tokenizer.json", ITS_BEGINNING),
+        ("data.json", ITS_BEGINNING),
+    ],
+)
+def test_a_folder_with_another_run_is_refused_and_untouched(config, tmp_path, name, says):
     (tmp_path / name).write_text("mine")
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(UserError, match=f"already holds a run \\({name}"):
+    with pytest.raises(UserError, match=says.format(name)):
         train(config, tmp_path, progress=quiet)
     assert (tmp_path / name).read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == before

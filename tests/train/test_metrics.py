@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+
+import pytest
 
 from mixlab.train.metrics import MetricsLog, best_step, cut_back, read_metrics
 
@@ -30,6 +33,14 @@ def test_each_line_is_on_disk_at_once_and_half_a_line_is_left_out(tmp_path):
         file.write('{"kind": "step", "st')
     assert read_metrics(path) == [{"kind": "step", "step": 1}]
     assert read_metrics(tmp_path / "absent") == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_closing_does_not_hide_that_a_line_could_not_be_written():
+    log = MetricsLog(Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left"):
+        log.write({"kind": "step", "step": 1})
+    log.close()
 
 
 def test_cutting_back_drops_later_lines_and_the_end(tmp_path):

@@ -406,7 +406,7 @@ def test_the_gradient_of_a_second_pass_is_clipped_as_the_first(config, tmp_path,
     monkeypatch.setattr(SAM, "second_step", second_step)
     optimizer = OptimizerConfig(kind="pytorch_optimizer:SAM", lr=1e-3, clip=0.01)
     train(with_train(config, optimizer=optimizer, steps=2), tmp_path / "run", progress=lambda line: None)
-    assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
+    assert norms[-2:] == pytest.approx([0.01, 0.01], rel=1e-3)  # before them, the optimizer is tried
 
 
 def test_the_record_counts_the_further_passes(config, tmp_path):

@@ -43,6 +43,12 @@ def test_a_report_at_any_step_of_a_run_shows_what_was_done(config: Any, tmp_path
     assert "meter-attention_logit" not in figures
 
 
+def test_a_run_of_one_step_has_a_page(config: Any, tmp_path: Any) -> None:
+    train(with_train(config, steps=1), tmp_path / "run", progress=lambda line: None)
+    text, figures = page(tmp_path / "run")
+    assert "run reaches" in text and figures["meter-grad_norm"]["all"]["data"][0]["x"] == [1]
+
+
 def test_a_report_of_a_killed_and_of_a_resumed_run(config: Any, tmp_path: Any) -> None:
     summary = train(config, tmp_path / "run", progress=stop_at(3))
     assert summary["status"] == "stopped"
@@ -51,7 +57,7 @@ def test_a_report_of_a_killed_and_of_a_resumed_run(config: Any, tmp_path: Any) -
     whole = record.read_bytes()
     for cut in (len(whole) - 20, len(whole) - 200, 50):  # as a kill or a full disk leaves it
         record.write_bytes(whole[:cut])
-        assert "still running" in page(tmp_path / "run")[0]
+        assert "its process ended without a word, and the run can be resumed" in page(tmp_path / "run")[0]
     record.write_bytes(whole)
     faster = with_train(config, optimizer=OptimizerConfig(lr=0.005))
     train(faster, tmp_path / "run", resume=True, force=True, progress=lambda line: None)

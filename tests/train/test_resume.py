@@ -24,6 +24,20 @@ def quiet(line):
     """Take every line and say nothing."""
 
 
+def test_a_checkpoint_of_a_run_on_another_text_is_refused(config, tmp_path, text):
+    config = replace(config, data=replace(config.data, tokenizer="byte"))
+    own = text.read_text()
+    train(config, tmp_path / "run", progress=stop_at(4))
+    text.write_text(own[::-1])
+    train(config, tmp_path / "other", progress=stop_at(4))
+    text.write_text(own)
+    place = "checkpoints/step-0000004"
+    shutil.rmtree(tmp_path / "run" / place)
+    shutil.copytree(tmp_path / "other" / place, tmp_path / "run" / place)
+    with pytest.raises(UserError, match=rf"{place} was made with another config or text: text\.sha256"):
+        train(config, tmp_path / "run", resume=True, progress=quiet)
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_resume_continues_bit_for_bit(config, tmp_path, kind, dtype):

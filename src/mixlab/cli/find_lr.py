@@ -29,15 +29,19 @@ def show(config: RunConfig, *, out: Path | None, as_json: bool) -> None:
     dataset = prepare(config.validate().data, context=context, notes=note)
     with Countdown(config.name) as countdown:
         found = find_lr(config, dataset, progress=countdown)
-    if out is not None:
-        from mixlab.report.rates import write_rates
+    drawn = None
+    try:
+        if out is not None:
+            from mixlab.report.rates import write_rates
 
-        write_rates(found, config, out)
-        note(f"the curve is in {out}")
-    if as_json:
-        print_json({**asdict(found), "rule": RULE, "page": None if out is None else str(out)})
-    else:
-        print(describe(found))
+            write_rates(found, config, out)
+            drawn = str(out)
+            note(f"the curve is in {drawn}")
+    finally:  # the search took long: what it found is told even if the page cannot be written
+        if as_json:
+            print_json({**asdict(found), "rule": RULE, "page": drawn})
+        else:
+            print(describe(found))
 
 
 class Countdown:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlab.report.units import count
-from mixlab.report.view import number
+from mixlab.report.view import mapping, number
 
 
 def merge(comparisons: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dict[str, Any]:
@@ -98,6 +98,9 @@ def unequal(comparisons: Sequence[Mapping[str, Any]], names: Sequence[str], apar
             f"{t['kind']} of {count(t.get('vocab_size'))}" if "kind" in t else "unknown" for t in tokenizers
         ]
         sentences.append(differ("tokenizers", list(zip(kinds, names, strict=True))))
+    machines = [mapping(mapping(c.get("environment")).get("machine")) for c in comparisons]
+    if len({tuple(m.get(key) for key in ("name", "cores", "threads")) for m in machines}) > 1:
+        sentences.append("The runs were made on different machines, so their seconds do not compare.")
     for key, what in (("params", "numbers of parameters"), ("tokens", "numbers of tokens"),
                       ("context", "context lengths")):  # fmt: skip
         known = [(number(budget.get(key)), name) for budget, name in zip(budgets, names, strict=True)]

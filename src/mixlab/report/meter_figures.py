@@ -174,7 +174,7 @@ def _figure(
     drawn = [*lines, *unlabelled]
     values = [value for line in drawn for side in ("y", "low", "high") for value in line.series.get(side, ())]
     limits = [limit for limit in (band.low, band.high) if 0 < limit < math.inf] if band else []
-    logarithmic = not from_zero and min(values) > 0 and max(*values, *limits) > STRETCH * min(values)
+    logarithmic = not from_zero and min(values) > 0 and max([*values, *limits]) > STRETCH * min(values)
     decades = DECADES if band is BANDS["update_ratio"] else math.inf
     span = _span([*values, *limits], logarithmic=logarithmic, from_zero=from_zero, decades=decades)
     more: dict[str, Any] = {"range": span, "tickformat": tickformat, "nticks": 6}

@@ -19,9 +19,11 @@ def from_run(run_dir: Path) -> dict[str, Any]:
     """The comparison.json structure, with one result, of the run folder `run_dir`.
 
     Works on a run that is still being written: a torn last line is left out and the result's status is
-    "running". Its score is that of its best evaluation, because a run means its best checkpoint. Raises
-    UserError if `run_dir` is no run folder or its config.toml cannot be read.
+    "running", or "killed" if no process holds the folder any more. Its score is that of its best evaluation,
+    because a run means its best checkpoint. Raises UserError if `run_dir` is no run folder or its config.toml
+    cannot be read.
     """
+    from mixlab.train.files import is_locked
     from mixlab.train.metrics import read_metrics
 
     run_dir = Path(run_dir)
@@ -32,6 +34,11 @@ def from_run(run_dir: Path) -> dict[str, Any]:
     model, train = mapping(config.get("model")), mapping(config.get("train"))
     corpus = _json(run_dir / "data.json")
     result = _result(config, lines) | _counts(model) | {"sources": _sources(lines, corpus)}
+    if result["status"] == "running" and not is_locked(run_dir):
+        result |= {
+            "status": "killed",
+            "reason": "its process ended without a word, and the run can be resumed",
+        }
     last = result["curve"][-1] if result["curve"] else {}
     budget = {
         "params": result.get("parameters"),

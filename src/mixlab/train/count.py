@@ -47,7 +47,7 @@ def count(
 
     def write(path: Path) -> None:
         model.save(path)
-        scalars = {"counters": totals, **identity(config, dataset.tokenizer)}
+        scalars = {"counters": totals, **identity(config, dataset)}
         write_text(path / checkpoint.SCALARS, json.dumps(scalars, indent=1) + "\n")
 
     with disk_errors(f"to {folder.path}"):

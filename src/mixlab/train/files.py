@@ -10,6 +10,11 @@ from pathlib import Path
 
 from mixlab.errors import RunFailed, UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextlib.contextmanager
 def disk_errors(what: str, *, failure: type[UserError] | type[RunFailed] = RunFailed) -> Iterator[None]:
@@ -50,3 +55,19 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds a lock on the folder (see `RunFolder.locked`); True where none can be known."""
+    if fcntl is None:
+        return True
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -78,6 +78,12 @@ class RunFolder:
             raise UserError(f"{self.path} is a file: the output of a run is a folder")
         files = (self.config, self.environment, self.tokenizer, self.data, self.metrics, self.checkpoints)
         taken = next((file for file in files if file.exists()), None)
+        learned = self.metrics.exists() or (self.checkpoints.exists() and not is_empty(self.checkpoints))
+        if taken is not None and not self.config.exists() and not learned:
+            raise UserError(
+                f"{self.path} holds {taken.name} but no {self.config.name}: what is left of a run that was "
+                "killed as it began, or somebody else's; remove it, or choose another output folder"
+            )
         if taken is not None:
             raise UserError(
                 f"{self.path} already holds a run ({taken.name}): resume it, or choose another output folder"
@@ -155,6 +161,11 @@ class RunFolder:
             write_text(self.data, json.dumps(dataset.facts, indent=1) + "\n")
             write_text(self.environment, json.dumps(facts, indent=1) + "\n")
             write_text(self.config, to_toml(config))
+
+
+def is_empty(path: Path) -> bool:
+    """Whether it is a folder with nothing in it."""
+    return path.is_dir() and next(path.iterdir(), None) is None
 
 
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:

@@ -35,7 +35,6 @@ from mixlab.train.sinks import Sinks
 from mixlab.train.state import State
 from mixlab.train.step import Stepper, StepStopped, damaged
 from mixlab.train.stopping import StopRequest
-from mixlab.train.trend import BEFORE, HOPELESS
 from mixlab.train.watch import WatchList
 
 Progress = Callable[[Line], None]
@@ -127,7 +126,7 @@ class Trainer:
         self.folder, self.report, self.valid = folder, report, dataset.valid
         self.config, self.context = config.train, config.model.context
         piped = " with the same text on standard input" if "-" in config.data.sources else ""
-        self.run_config, self.tokenizer, self.changes = config, dataset.tokenizer, Changes()
+        self.run_config, self.dataset, self.changes = config, dataset, Changes()
         self.resume_command = f"mixlab train --resume {folder.path}{piped}"
         self.device = machine.default_device()
         self.bfloat16 = resolve_dtype(self.config.dtype, self.device)
@@ -229,13 +228,9 @@ class Trainer:
         }
 
     def check_loss(self) -> None:
-        """Diverged if the loss has long been worse than that of a model that knows nothing."""
-        trend, ignorance = self.record.trend, math.log(self.model.vocab_size)
-        if trend.hopeless(ignorance):
-            raise Diverged(
-                f"the loss diverged: up to step {self.done.step} its median over {BEFORE} steps is more than "
-                f"{HOPELESS:g} times the {ignorance:.3g} nats of knowing nothing, and does not fall"
-            )
+        """Diverged if the loss has long been no better than that of a model that knows nothing, or worse."""
+        if why := self.record.trend.hopeless(math.log(self.model.vocab_size)):
+            raise Diverged(f"the loss diverged: up to step {self.done.step} {why}")
 
     def watch_if_due(self) -> None:
         """Write down what the watch list sees after this step, and tell what is newly out of its band."""
@@ -326,7 +321,7 @@ class Trainer:
                 )
             with self.state.averaged():
                 tensors, scalars = self.state.contents()
-                self.saver.save(self.done.step, tensors, scalars | identity(self.run_config, self.tokenizer))
+                self.saver.save(self.done.step, tensors, scalars | identity(self.run_config, self.dataset))
 
     def resume(self, before: TrainConfig, changes: Changes, *, force: bool) -> None:
         """Put back the newest whole checkpoint and cut the record back to it.
@@ -342,7 +337,7 @@ class Trainer:
             whole = checkpoint.first_whole(found, self.note)
             early = whole / checkpoint.RECORD
             self.saver.continue_from(whole)
-            changes = changes | changed_since(whole, self.folder, self.run_config, self.tokenizer)
+            changes = changes | changed_since(whole, self.folder, self.run_config, self.dataset)
             check_allowed(whole, changes, self.run_config, force=force)
             alone = checkpoint.training_only(self.model).keys()
             with fitting(whole, changes):

@@ -56,6 +56,7 @@ bits_per_byte: the last; best_bits_per_byte, best_step; tokens_per_second over t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -96,8 +97,9 @@ class MetricsLog:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file; it may be called twice."""
-        self._file.close()
+        """Close the file; it may be called twice. What could not be written has failed in `write` already."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_metrics(path: Path, kind: str | None = None) -> list[Line]:

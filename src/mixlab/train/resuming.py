@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlab.config import parse, to_mapping
-from mixlab.data.tokenizer import Tokenizer
+from mixlab.data import Dataset
 from mixlab.errors import UserError
 from mixlab.train import checkpoint
 from mixlab.train.config import RunConfig
@@ -20,19 +20,23 @@ ANOTHER_TEXT = ("text.", "data.", "model.context")
 """Beginnings of keys: with these, what the optimizer remembers or the place in the text means nothing."""
 
 
-def identity(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint's JSON holds of its run."""
-    return {"config": to_mapping(config), "tokenizer": tokenizer.hash}
+    return {
+        "config": to_mapping(config),
+        "tokenizer": dataset.tokenizer.hash,
+        "text": dataset.facts.get("sha256"),
+    }
 
 
-def changed_since(path: Path, folder: RunFolder, config: RunConfig, tokenizer: Tokenizer) -> Changes:
-    """What differs in `config` from the one that the checkpoint at `path` was made with.
+def changed_since(path: Path, folder: RunFolder, config: RunConfig, dataset: Dataset) -> Changes:
+    """What differs in `config` and the text from those that the checkpoint at `path` was made with.
 
     What the record says was changed by force at this checkpoint is settled. UserError for a tokenizer that is
     not the checkpoint's. A checkpoint of an older mixlab does not say: the folder's word is taken.
     """
     scalars = read_json(path / checkpoint.SCALARS)
-    check_tokenizer(tokenizer, scalars.get("tokenizer"), folder, path)
+    check_tokenizer(dataset.tokenizer, scalars.get("tokenizer"), folder, path)
     if "config" not in scalars:
         return {}
     settled = {
@@ -42,6 +46,9 @@ def changed_since(path: Path, folder: RunFolder, config: RunConfig, tokenizer: T
         for key, (_, now) in line["changes"].items()
     }
     found = changed(parse(RunConfig, scalars["config"]), config)
+    text = scalars.get("text")
+    if text not in (None, dataset.facts.get("sha256")):
+        found["text.sha256"] = text, dataset.facts.get("sha256")
     return {key: (was, now) for key, (was, now) in found.items() if settled.get(key, was) != now}
 
 

@@ -21,6 +21,9 @@ ENOUGH = 10
 HOPELESS = 3.0
 """Times the loss of one who knows nothing, ln of the vocabulary: no run comes back that stays above it."""
 
+ALL_OF_IT = 0.999
+"""Of the loss of knowing nothing, which a dead network has to the last digit."""
+
 
 class Trend:
     """What the lines of a record say together. left: name of a number -> the step that saw it out of its band
@@ -32,6 +35,7 @@ class Trend:
         self._losses: deque[float] = deque(maxlen=BEFORE)
         self._norms: deque[float] = deque(maxlen=BEFORE + LATELY)
         self._lowest: float | None = None
+        self._highest = 0.0
 
     def take(self, line: dict[str, Any]) -> None:
         """The record's next line."""
@@ -43,6 +47,7 @@ class Trend:
         self.step = line
         if (loss := line.get("loss")) is not None:
             self._losses.append(loss)
+            self._highest = max(self._highest, loss)
             if (now := self.loss) is not None:
                 self._lowest = now if self._lowest is None else min(now, self._lowest)
         if (norm := line.get("grad_norm")) is not None:
@@ -86,10 +91,18 @@ class Trend:
         """What of it is held against a band."""
         return {"loss_rise": self.rise, "gradient_jump": self.jump}
 
-    def hopeless(self, ignorance: float) -> bool:
-        """Whether the median loss of BEFORE steps is above HOPELESS times `ignorance` and does not fall."""
-        losses = list(self._losses)
-        if len(losses) < BEFORE or median(losses) <= HOPELESS * ignorance:
-            return False
-        half = BEFORE // 2
-        return median(losses[half:]) >= median(losses[:half])
+    def hopeless(self, ignorance: float) -> str:
+        """Why no run comes back from here, as a clause, or "".
+
+        For BEFORE steps the loss has not fallen, and its median is above HOPELESS times `ignorance`, or
+        no better than `ignorance` where a loss had once been above that.
+        """
+        losses, half = list(self._losses), BEFORE // 2
+        if len(losses) < BEFORE or median(losses[half:]) < median(losses[:half]):
+            return ""
+        nothing = f"the {ignorance:.3g} nats of knowing nothing, and does not fall"
+        if median(losses) > HOPELESS * ignorance:
+            return f"its median over {BEFORE} steps is more than {HOPELESS:g} times {nothing}"
+        if self._highest > HOPELESS * ignorance and median(losses) > ALL_OF_IT * ignorance:
+            return f"it had been {self._highest:.3g}, and its median over {BEFORE} steps is {nothing}"
+        return ""
