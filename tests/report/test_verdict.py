@@ -64,6 +64,11 @@ def test_one_seed_is_said_to_leave_the_noise_unknown():
     assert "One seed each" in text and "interval" not in text
 
 
+def test_a_tie_has_no_winner():
+    words = headline(models(a=[2.0], b=[2.0]))
+    assert "a and b reach the same loss, 2.000 bits per byte." in words and "lowest" not in words
+
+
 def test_a_model_with_one_seed_beside_others_is_named():
     text = headline(models(a=[2.0], b=[2.1, 2.2]))
     assert "a ran with one seed only: the noise between runs was not measured" in text

@@ -122,6 +122,8 @@ def _result(ranked: list[ModelView], models: list[ModelView], among: str) -> str
     gap = difference(best, second)
     if gap is None or second.bits is None:
         return _alone(best)
+    if gap.half is None and bits(gap.value) == bits(0.0):
+        return f"{among} {best.name} and {second.name} reach the same loss, {bits(best.bits)} bits per byte."
     margin = (
         f"{bits(gap.value)} ({percent(gap.value / second.bits) if second.bits else '0%'}) below {second.name}"
     )
