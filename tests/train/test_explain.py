@@ -42,6 +42,11 @@ def test_the_groups_are_the_models_parameters_each_once(config, kind):
     assert json.loads(json.dumps(found)) == found
 
 
+def test_what_else_changes_loss_or_weights_is_told(config):
+    besides = explained(with_train(config, ema=0.9, z_loss=1e-4, recompute=True))["besides"]
+    assert besides == {"dropout": 0.1, "ema": 0.9, "z_loss": 1e-4, "label_smoothing": 0.0, "recompute": True}
+
+
 @pytest.mark.parametrize("kind", ["adamw", "pytorch_optimizer:SAM", "pytorch_optimizer:SophiaH"])
 def test_the_length_is_that_of_the_run(config, tmp_path, kind):
     options = {"update_period": 2} if kind.endswith("H") else {}

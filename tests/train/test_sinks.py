@@ -195,7 +195,7 @@ def test_one_that_cannot_be_used_is_one_sentence_and_nothing_is_written(
     config = fake(name, trouble)
     with pytest.raises(UserError) as error:
         train(config, tmp_path / "run")
-    assert str(error.value) == f"the sink trackio {said}, or leave it out of train.sinks"
+    assert str(error.value) == f"the sink trackio {said}; leave it out of train.sinks to train without it"
     assert not (tmp_path / "run").exists()
 
 

@@ -52,6 +52,9 @@ def describe(found: Mapping[str, Any]) -> str:
         "evaluated": f"every {found['eval_every']} steps and at the end"
         if found["eval_every"]
         else "at the end",
+        "besides": ", ".join(
+            key if value is True else f"{key} {value:g}" for key, value in found["besides"].items() if value
+        ),
         "asks for": found["asks"],
     }
     width = max(map(len, facts))

@@ -185,7 +185,7 @@ def position(models: list[ModelView], *, alike: bool = True) -> str:
     longest, shortest = max(spans), min(spans)
     lowest = min(spans, key=lambda span: span[3])
     end = f"{lowest[2]} is lowest at the end of the context ({lowest[3]:.2f} nats per token)"
-    words = f"{end}; " if alike else "The tokens differ, so the height of the curves does not compare; "
+    words = f"{end}; " if alike else "Tokens or texts differ, so the height of the curves does not compare; "
     latest, earliest = count(round(longest[0])), count(round(shortest[0]))
     if latest == earliest:
         every = "both" if len(spans) == 2 else "all"

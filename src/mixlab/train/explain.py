@@ -19,6 +19,7 @@ def explain(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
 
     Each group: role, optimizer, tensors, parameters (numbers in all), lr (peak), lr_scale, decay, names.
     length: steps, tokens, epochs, flops and tokens_per_parameter, or minutes, from which none follows.
+    besides: what else changes the loss or the weights, 0 or false where it is off.
     Writes nothing. UserError for an n-gram.
     """
     if config.model is None:
@@ -68,6 +69,10 @@ def explain(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
         },
         "clip": train.optimizer.clip,
         "dtype": train.dtype,
+        "besides": {
+            "dropout": config.model.dropout,
+            **{key: getattr(train, key) for key in ("ema", "z_loss", "label_smoothing", "recompute")},
+        },
         "eval_every": train.eval_every,
         "checkpoint": {"every": train.checkpoint.every, "minutes": train.checkpoint.minutes},
         "asks": kind.asks,

@@ -65,7 +65,7 @@ class Sinks:
                 check(name)
             except UserError as error:
                 if not optional:
-                    raise UserError(f"{error}, or leave it out of train.sinks") from None
+                    raise UserError(f"{error}; leave it out of train.sinks to train without it") from None
                 self.note(f"{error}; going on without it")
             else:
                 self.names.append(name)
