@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -92,7 +91,7 @@ def evaluate(
                 with (
                     torch.no_grad(),
                     autocast(device, resolve(dtype, device)),
-                    contextlib.nullcontext() if module is None else at_each_block(module, check),
+                    at_each_block(scorer, check),
                 ):
                     sums = {
                         part: _score(scorer, part, text, context, rows, device, check) for part in text.each()

@@ -49,9 +49,10 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def at_each_block(model: nn.Module, check: Callable[[], None]) -> Iterator[None]:
+def at_each_block(model: Any, check: Callable[[], None]) -> Iterator[None]:
     """Inside, `check` is called after every block's forward and before its backward, and may raise: on a
-    processor, a large model takes longer for a batch than a person waits for a stop."""
+    processor, a large model takes longer for a batch than a person waits for a stop. A scorer without blocks
+    is as it was."""
 
     def backward(gradient: Tensor) -> None:
         check()
