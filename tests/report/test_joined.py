@@ -102,7 +102,7 @@ def test_folders_of_one_name_are_told_apart_by_what_holds_them():
     comparison = {"results": [{"model": "gru", "seed": 0}], "corpus": TEXT, "environment": {}}
     found = merge([comparison] * 2, folders[:2])
     assert [result["model"] for result in found["results"]] == ["a/run", "b/run"]
-    assert [machine["name"] for machine in found["environments"]] == ["a/run", "b/run"]
+    assert [one["name"] for one in found["joined"]] == ["a/run", "b/run"]
 
 
 def test_what_the_runs_do_not_share_is_named(tmp_path: Path):

@@ -33,15 +33,10 @@ def merge(comparisons: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dic
     return {
         **first,
         "title": f"{len(comparisons)} runs",
-        "joined": True,
         "apart": apart,
-        "corpora": [
-            {"name": name, "corpus": comparison.get("corpus", {})}
-            for name, comparison in zip(called, comparisons, strict=True)
-        ],
-        "environments": [
-            {"name": name, "environment": comparison.get("environment", {})}
-            for name, comparison in zip(called, comparisons, strict=True)
+        "joined": [
+            {"name": name, "corpus": c.get("corpus", {}), "environment": c.get("environment", {})}
+            for name, c in zip(called, comparisons, strict=True)
         ],
         "budget": common(comparison.get("budget", {}) for comparison in comparisons)
         | {"unequal": unequal(comparisons, called, apart)},

@@ -25,11 +25,13 @@ def render(comparison: Mapping[str, Any]) -> str:
         )
     data = clean(comparison)
     models = group(data)
-    budget, corpus = mapping(data.get("budget")), mapping(data.get("corpus"))
-    joined, apart = bool(data.get("joined")), str(data.get("apart") or "")
-    corpora = [(str(c.get("name")), mapping(c.get("corpus"))) for c in rows(data.get("corpora"))]
-    machines = [(str(e.get("name")), mapping(e.get("environment"))) for e in rows(data.get("environments"))]
-    shown = draw(models, corpora or [("", corpus)], apart=bool(apart))
+    budget = mapping(data.get("budget"))
+    joined, apart = rows(data.get("joined")), str(data.get("apart") or "")
+    corpora, machines = (
+        [(str(one.get("name")), mapping(one.get(key))) for one in joined or [data]]
+        for key in ("corpus", "environment")
+    )
+    shown = draw(models, corpora, apart=bool(apart))
     meters = _meters(models)
     shown += [figure for section in meters for figure in section["figures"]]
     head, body = table.table(models, number(budget.get("context")), apart=bool(apart))
@@ -44,7 +46,7 @@ def render(comparison: Mapping[str, Any]) -> str:
         created=units.date(str(data.get("created") or "")),
         command=str(data.get("command") or ""),
         budget=table.budget_words(budget),
-        joined=joined,
+        joined=bool(joined),
         unequal=[str(item) for item in budget.get("unequal") or []],
         columns=head,
         rows=body,
@@ -58,8 +60,8 @@ def render(comparison: Mapping[str, Any]) -> str:
         ),
         meters=meters,
         samples=_samples(models),
-        corpus=facts.together(corpora) if corpora else facts.pairs(corpus),
-        environment=facts.together(machines or [("", mapping(data.get("environment")))]),
+        corpus=facts.together(corpora),
+        environment=facts.together(machines),
         configs=[
             (m.name, facts.config_text(c))
             for m in models
