@@ -23,7 +23,7 @@ class FullPrecisionMuon(Muon):
     """torch.optim.Muon but for the type of its products, which torch fixes at bfloat16, and for small
     matrices of one shape, which go together.
 
-    A processor without bfloat16 emulates them: one step of a 192 x 192 matrix took 136 ms there and 10 ms so.
+    A processor without bfloat16 emulates them: one step of a 192 x 192 matrix took 50 ms there and 1.8 ms so.
     State and settings are the base class's; `step` takes no closure.
     """
 
