@@ -57,17 +57,27 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+LOCKS = fcntl is not None
+"""Whether the system has locks that it releases with the process, however it ends."""
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Take the lock of an open folder, for as long as it is open; False if another process holds it."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds a lock on the folder (see `RunFolder.locked`); True where none can be known."""
-    if fcntl is None:
+    """Whether a process holds the lock of the folder; True where that cannot be known."""
+    if not LOCKS:
         return True
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(descriptor, shared=True)
     except OSError:  # a file system without locks
         return True
     finally:
         os.close(descriptor)
-    return False

@@ -16,12 +16,7 @@ from mixlab.data.tokenizer import Tokenizer
 from mixlab.errors import UserError
 from mixlab.imports import check_imported, providers
 from mixlab.train.config import HORIZONS, RunConfig
-from mixlab.train.files import disk_errors, write_text
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from mixlab.train.files import LOCKS, disk_errors, try_lock, write_text
 
 # A resumed run may go on for longer, look more often and keep more; anything else would make it another run.
 LENGTH = tuple(f"train.{name}" for name in HORIZONS)
@@ -103,17 +98,15 @@ class RunFolder:
         """
         with disk_errors(f"to {self.path}", failure=UserError):
             self.path.mkdir(parents=True, exist_ok=True)
-        if fcntl is None:
+        if not LOCKS:
             yield
             return
         handle = os.open(self.path, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(handle):
                 raise UserError(
                     f"{self.path} is in use: another process is writing this run; wait for it or stop it"
-                ) from None
+                )
             yield
         finally:
             os.close(handle)
