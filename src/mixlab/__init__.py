@@ -5,20 +5,21 @@ The names below are imported on first use, so that `import mixlab` and `mixlab -
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mixlab.lazy import on_first_use
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "build_model": "mixlab.model.language_model",
-    "LanguageModel": "mixlab.model.language_model",
-    "ModelConfig": "mixlab.model.config",
-    "NGram": "mixlab.model.ngram",
-    "Part": "mixlab.parts.contract",
-    "register": "mixlab.parts.contract",
-    "available": "mixlab.parts.contract",
-    "load": "mixlab.train.run",
-    "UserError": "mixlab.errors",
-}
-__all__ = sorted([*_HOME, "__version__"])
-__getattr__, __dir__ = on_first_use(__name__, _HOME)
+if TYPE_CHECKING:
+    from mixlab.errors import UserError as UserError
+    from mixlab.model.config import ModelConfig as ModelConfig
+    from mixlab.model.language_model import LanguageModel as LanguageModel
+    from mixlab.model.language_model import build_model as build_model
+    from mixlab.model.ngram import NGram as NGram
+    from mixlab.parts.contract import Part as Part
+    from mixlab.parts.contract import available as available
+    from mixlab.parts.contract import register as register
+    from mixlab.train.run import load as load
+else:
+    __all__, __getattr__, __dir__ = on_first_use(__name__)

@@ -5,18 +5,19 @@ The names below are imported on first use, so that reading a request does not im
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mixlab.lazy import on_first_use
 
-_HOME = {
-    "Request": "mixlab.compare.request",
-    "Plan": "mixlab.compare.plan",
-    "make_plan": "mixlab.compare.plan",
-    "compare": "mixlab.compare.runner",
-    "Stopped": "mixlab.compare.runner",
-    "solve": "mixlab.compare.width",
-    "parameter_count": "mixlab.compare.width",
-    "Bands": "mixlab.compare.bands",
-    "read_bands": "mixlab.compare.bands",
-}
-__all__ = sorted(_HOME)
-__getattr__, __dir__ = on_first_use(__name__, _HOME)
+if TYPE_CHECKING:
+    from mixlab.compare.bands import Bands as Bands
+    from mixlab.compare.bands import read_bands as read_bands
+    from mixlab.compare.plan import Plan as Plan
+    from mixlab.compare.plan import make_plan as make_plan
+    from mixlab.compare.request import Request as Request
+    from mixlab.compare.runner import Stopped as Stopped
+    from mixlab.compare.runner import compare as compare
+    from mixlab.compare.width import parameter_count as parameter_count
+    from mixlab.compare.width import solve as solve
+else:
+    __all__, __getattr__, __dir__ = on_first_use(__name__)

@@ -5,26 +5,27 @@ The names below are imported on first use; only `Batches` and `eval_windows` nee
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mixlab.lazy import on_first_use
 
-_HOME = {
-    "DataConfig": "mixlab.data.config",
-    "Corpus": "mixlab.data.corpus",
-    "Split": "mixlab.data.split",
-    "split_documents": "mixlab.data.split",
-    "Tokenizer": "mixlab.data.tokenizer",
-    "ByteTokenizer": "mixlab.data.tokenizer",
-    "CharTokenizer": "mixlab.data.tokenizer",
-    "BPETokenizer": "mixlab.data.bpe",
-    "load_tokenizer": "mixlab.data.tokenizer",
-    "make_tokenizer": "mixlab.data.tokenizer",
-    "TokenFile": "mixlab.data.tokens",
-    "default_cache_dir": "mixlab.data.tokens",
-    "Dataset": "mixlab.data.dataset",
-    "prepare": "mixlab.data.dataset",
-    "prepare_single": "mixlab.data.dataset",
-    "Batches": "mixlab.data.batches",
-    "eval_windows": "mixlab.data.batches",
-}
-__all__ = sorted(_HOME)
-__getattr__, __dir__ = on_first_use(__name__, _HOME)
+if TYPE_CHECKING:
+    from mixlab.data.batches import Batches as Batches
+    from mixlab.data.batches import eval_windows as eval_windows
+    from mixlab.data.bpe import BPETokenizer as BPETokenizer
+    from mixlab.data.config import DataConfig as DataConfig
+    from mixlab.data.corpus import Corpus as Corpus
+    from mixlab.data.dataset import Dataset as Dataset
+    from mixlab.data.dataset import prepare as prepare
+    from mixlab.data.dataset import prepare_single as prepare_single
+    from mixlab.data.split import Split as Split
+    from mixlab.data.split import split_documents as split_documents
+    from mixlab.data.tokenizer import ByteTokenizer as ByteTokenizer
+    from mixlab.data.tokenizer import CharTokenizer as CharTokenizer
+    from mixlab.data.tokenizer import Tokenizer as Tokenizer
+    from mixlab.data.tokenizer import load_tokenizer as load_tokenizer
+    from mixlab.data.tokenizer import make_tokenizer as make_tokenizer
+    from mixlab.data.tokens import TokenFile as TokenFile
+    from mixlab.data.tokens import default_cache_dir as default_cache_dir
+else:
+    __all__, __getattr__, __dir__ = on_first_use(__name__)

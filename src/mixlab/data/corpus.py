@@ -8,7 +8,7 @@ import tempfile
 import time
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from shutil import copyfileobj
@@ -26,7 +26,7 @@ EMBEDDED = "corpus:python"
 HELD_BYTES = 1 << 25
 """A corpus of at most so much text (32 MiB) stays in memory; a larger one is read again when it is needed."""
 
-Progress = Callable[[Mapping[str, Any]], None]
+Progress = Callable[[dict[str, Any]], None]
 """Told {"kind": "prepare", "stage", "done", "total", "unit"} now and then; `total` is 0 where unknown."""
 
 _TELL_SECONDS = 0.2
