@@ -83,10 +83,13 @@ def made_from(comparison: Mapping[str, Any]) -> Bands:
     old = read_bands() if FILE.exists() else None
     models = dict(old.models) if old and (old.text, old.budget) == (text, length) else {}
     for result in comparison["results"]:
-        if result["status"] == "done" and result["seed"] == 0 and result["model"] in preset_names():
+        name = result["config"].get("name", result["model"])  # "ngram", however its two runs are called
+        if result.get("counted_on") == "same":
+            continue
+        if result["status"] == "done" and result["seed"] == 0 and name in preset_names():
             expected = round(result["bits_per_byte"], 3)
             half = COUNTED if result["config"].get("ngram") else NEURAL
-            models[result["model"]] = Band(
+            models[name] = Band(
                 expected=expected, low=round(expected - half, 3), high=round(expected + half, 3)
             )
     order = [name for name in expand(("all",)) if name in models]

@@ -100,7 +100,7 @@ def test_outside_failed_or_without_a_band_each_is_said_and_ends_with_status_1(fo
     ]
     assert said.err.splitlines()[-1] == (
         "mixlab: 1 of 4 losses is outside its band (transformer); "
-        "1 of 4 runs failed (unfinished); the same command tries them again"
+        "1 of 6 runs failed (unfinished); the same command tries them again"
     )
 
 

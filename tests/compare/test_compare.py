@@ -86,7 +86,8 @@ def test_models_that_fail_are_reported_with_their_reason_and_the_others_finish(f
     assert finished["status"] == 1
     assert {name: result["status"] for name, result in results.items()} == {
         "raising": "failed",
-        "ngram": "done",
+        "ngram (all of the text)": "done",
+        "ngram (same text)": "done",
         "dying": "failed",
         "unbuildable": "failed",
         "transformer": "done",
@@ -117,11 +118,24 @@ def test_a_result_has_every_number_of_the_table_and_they_agree_with_the_run(fini
 
 
 def test_the_ngram_is_scored_in_the_same_windows_and_bound_by_no_budget(finished) -> None:
-    result = by_model(finished["comparison"])["ngram"]
+    result = by_model(finished["comparison"])["ngram (all of the text)"]
     assert len(result["loss_by_position"]) == 16
     assert (result["flops_per_token"], result["curve"]) == (0, [])
     assert result["parameters"] > 20_000
-    assert any("ngram stores" in sentence for sentence in finished["comparison"]["budget"]["unequal"])
+    assert any("(all of the text) stores" in said for said in finished["comparison"]["budget"]["unequal"])
+
+
+def test_the_ngram_is_the_baseline_counted_on_all_of_the_text_and_on_what_the_others_read(finished) -> None:
+    results = by_model(finished["comparison"])
+    every, same = results["ngram (all of the text)"], results["ngram (same text)"]
+    assert [(r["kind"], r["counted_on"]) for r in (every, same)] == [
+        ("baseline", kind) for kind in ("all", "same")
+    ]
+    assert results["transformer"]["kind"] == results["raising"]["kind"] == "neural"
+    assert every["tokens"] == finished["comparison"]["corpus"]["train_tokens"]
+    # 4 steps of 2 windows of 16 tokens, each with the token that the last one predicts; two may share it.
+    assert 4 * 2 * 16 <= same["tokens"] < 4 * 2 * 17
+    assert same["bits_per_byte"] > every["bits_per_byte"] + 0.5
 
 
 def test_the_report_is_written_and_names_every_model(finished) -> None:
@@ -149,17 +163,20 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(text: Path, tmp_path
         compare(request, out, progress=stop_in("window", events))
     first = out / "runs" / "ngram-seed0" / "result.json"
     written = first.stat().st_mtime_ns
-    assert len(json.loads((out / "comparison.json").read_text())["results"]) == 1
+    assert len(json.loads((out / "comparison.json").read_text())["results"]) == 2
     assert list((out / "runs" / "window-seed0" / "checkpoints").glob("step-*"))
 
     again: list[dict[str, Any]] = []
     comparison = compare(request, out, progress=again.append)
     assert [(e["model"], e["status"]) for e in again if e["kind"] == "run"] == [
-        ("ngram", "kept"),
+        ("ngram (all of the text)", "kept"),
+        ("ngram (same text)", "kept"),
         ("window", "resumed"),
         ("window", "done"),
     ]
     assert first.stat().st_mtime_ns == written
+    assert "kind" not in json.loads(first.read_text())  # nor has the result of an older mixlab
+    assert by_model(comparison)["ngram (all of the text)"]["kind"] == "baseline"
     steps = [line["step"] for line in again if line["kind"] == "step"]
     assert steps[0] > 1
     assert [point["step"] for point in by_model(comparison)["window"]["curve"]] == list(range(1, 201))

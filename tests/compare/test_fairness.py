@@ -48,10 +48,15 @@ def test_what_is_equal_is_not_mentioned() -> None:
 
 
 def test_the_ngram_is_said_to_be_unbound_and_to_have_read_everything() -> None:
-    counted = result("ngram", parameters=3_000_000, config={"ngram": {"order": 6}})
-    text = "\n".join(unequal([counted, result("a")], BUDGET, CORPUS))
-    assert "ngram stores 3M numbers, 3.0 times the budget" in text
-    assert "whole training text once (2M tokens); the others were trained on 400k, 20% of that" in text
+    counted = {"parameters": 3_000_000, "config": {"ngram": {"order": 6}}, "kind": "baseline"}
+    every = result("ngram (all of the text)", tokens=2_000_000, counted_on="all", **counted)
+    same = result("ngram (same text)", tokens=380_000, counted_on="same", **counted)
+    text = "\n".join(unequal([every, same, result("a")], BUDGET, CORPUS))
+    assert "ngram (all of the text) stores 3M numbers (3.0 times the budget) after reading 2M tokens" in text
+    assert "ngram (same text) stores 3M numbers (3.0 times the budget) after reading 380k tokens" in text
+    assert "the others were trained on 400k tokens, 20% of the training text" in text
+    whole = unequal([every, result("a")], BUDGET | {"tokens": 2_000_000}, CORPUS)
+    assert any("so that the same text and all of it are one" in sentence for sentence in whole)
 
 
 def test_a_state_that_grows_is_named_with_its_rate() -> None:

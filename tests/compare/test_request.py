@@ -6,6 +6,7 @@ from mixlab.compare.plan import EVALUATIONS, make_plan
 from mixlab.compare.request import DEFAULT_MODELS, DEFAULT_TOKENS, Request
 from mixlab.config import preset_names
 from mixlab.errors import UserError
+from mixlab.model.ngram import Drawn, NGramConfig
 
 
 def test_a_plain_request_is_the_six_models_for_fixed_tokens() -> None:
@@ -65,21 +66,38 @@ def test_what_the_budget_covers_is_the_same_for_every_neural_model() -> None:
     assert plan.tokens == 30 * 4 * 32
 
 
-def test_an_ngram_runs_once_whatever_the_seeds() -> None:
-    assert [entry.label for entry in plan_of(models=("ngram", "rnn"), seeds=2).entries] == [
-        "ngram-seed0",
-        "rnn-seed0",
-        "rnn-seed1",
+def test_an_ngram_beside_neural_models_is_counted_on_all_and_on_their_text_whatever_the_seeds() -> None:
+    plan = plan_of(models=("ngram", "rnn"), seeds=2, context=32, batch_size=4)
+    assert [(entry.label, entry.name, entry.counted_on) for entry in plan.entries] == [
+        ("ngram-seed0", "ngram (all of the text)", "all"),
+        ("ngram-same-text-seed0", "ngram (same text)", "same"),
+        ("rnn-seed0", "rnn", ""),
+        ("rnn-seed1", "rnn", ""),
     ]
+    every, same = (entry.config.ngram for entry in plan.entries[:2])
+    assert every == NGramConfig()
+    assert same == NGramConfig(drawn=Drawn(windows=30 * 4, context=32, seed=0))
+
+
+def test_an_ngram_alone_or_beside_models_that_read_the_whole_text_is_counted_once() -> None:
+    assert [(e.label, e.name) for e in plan_of(models=("ngram",)).entries] == [("ngram-seed0", "ngram")]
+    budget = {"models": ("ngram", "rnn"), "context": 32, "batch_size": 4}
+    request = Request(**budget, params=60_000).validate()
+    for text, names in (
+        (30 * 4 * 32, ["ngram"]),
+        (30 * 4 * 32 + 1, ["ngram (all of the text)", "ngram (same text)"]),
+    ):
+        plan = make_plan(request, vocab_size=256, steps=30, train_tokens=text)
+        assert [entry.name for entry in plan.entries if entry.counted] == names
 
 
 def test_an_override_reaches_the_models_it_concerns_and_no_other() -> None:
     plan = plan_of(
         models=("ngram", "rnn"), overrides=("model.depth=1", "ngram.order=3", "train.optimizer.lr=0.5")
     )
-    counted, neural = (entry.config for entry in plan.entries)
-    assert counted.ngram is not None
-    assert counted.ngram.order == 3
+    counted, same, neural = (entry.config for entry in plan.entries)
+    assert counted.ngram is not None and same.ngram is not None
+    assert counted.ngram.order == same.ngram.order == 3
     assert neural.model is not None
     assert neural.model.depth == 1
     assert neural.train.optimizer.lr == 0.5

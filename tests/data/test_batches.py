@@ -1,5 +1,6 @@
 """Windows: each once an epoch, the same after a resume, and for evaluation every token once."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -297,3 +298,31 @@ def test_pages_of_a_large_file_are_let_go_of_and_nothing_changes(tmp_path, monke
     assert len(let_go) == 2  # 256 bytes a batch
     assert theirs._pages._map is None
     assert Batches(mapped, **options)._pages._map is mapped._mmap
+
+
+@given(shapes, st.integers(1, 40), st.booleans())
+def test_the_distinct_text_of_some_rows_is_what_the_batches_read(shape, rows, documents):
+    n, context, batch_size, seed = shape
+    tokens = np.arange(n, dtype=np.uint16)
+    if documents:
+        tokens = np.where(tokens % 7, tokens, 0).astype(np.uint16)  # documents that end with a 0
+        tokens[-1] = 0
+    settings = {"context": context, "seed": seed, "packing": "documents" if documents else "stream"}
+    batches = Batches(tokens, batch_size=1, **settings)
+    read = {int(t) for _ in range(rows) for array in batches.next()[:2] for t in array.flatten()}
+    chunks = Batches(tokens, batch_size=batch_size, **settings).distinct(rows)
+    assert {int(token) for chunk in chunks for token in chunk} == read
+    if not documents:
+        assert sum(map(len, chunks)) == len(read)  # each token once, and chunks do not touch
+        assert all(a[-1] + 1 < b[0] for a, b in itertools.pairwise(chunks))
+
+
+def test_the_distinct_text_of_a_mixture_is_each_sources_share():
+    parts = (Part("a", 0, 41, 40, 1), Part("b", 40, 201, 160, 1))
+    file = TokenFile(np.arange(201, dtype=np.uint16), 200, parts=parts)
+    settings = {"context": 4, "seed": 3, "weights": (3.0, 1.0)}
+    batches = Batches(file, batch_size=1, **settings)
+    read = {int(token) for _ in range(24) for array in batches.next() for token in array.flatten()}
+    found = {int(token) for chunk in Batches(file, batch_size=2, **settings).distinct(24) for token in chunk}
+    assert found == read
+    assert len([token for token in found if token > 40]) < 40  # six rows of the larger source

@@ -95,7 +95,10 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A row of cells for each model, the best first: means over its seeds, "failed" for one that has none."""
+    """A row of cells for each model: means over its seeds, "failed" for one that has none.
+
+    The neural models come first, the best of them at the top; below them the baselines, likewise.
+    """
     found = []
     for name in dict.fromkeys(str(result["model"]) for result in results):
         done = [r for r in results if r["model"] == name and r["status"] == "done"]
@@ -108,8 +111,9 @@ def rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         if not done:
             cells[2] = "failed"
         scores = [float(r["bits_per_byte"]) for r in done if r["bits_per_byte"] is not None]
-        found.append((sum(scores) / len(scores) if scores else float("inf"), cells))
-    return [cells for _, cells in sorted(found, key=lambda pair: pair[0])]
+        score = sum(scores) / len(scores) if scores else float("inf")
+        found.append((any(r.get("kind") == "baseline" for r in done), score, cells))
+    return [cells for *_, cells in sorted(found, key=lambda one: one[:2])]
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:

@@ -127,11 +127,14 @@ class Bands:
         )
 
     def verdicts(self, comparison: Mapping[str, Any], models: tuple[str, ...]) -> list[Verdict]:
-        """Of each result of a comparison of `models`. A .toml file has no band, whatever it is called."""
-        return [self._verdict(result, result["model"] in models) for result in comparison["results"]]
+        """Of each result of a comparison of `models`. A .toml file has no band, whatever it is called, and
+        an n-gram's is of the one that is counted on all of the text: of the other there is no verdict."""
+        banded = [result for result in comparison["results"] if result.get("counted_on") != "same"]
+        return [self._verdict(result, models) for result in banded]
 
-    def _verdict(self, result: Mapping[str, Any], preset: bool) -> Verdict:
-        name, band = result["model"], self.models.get(result["model"]) if preset else None
+    def _verdict(self, result: Mapping[str, Any], models: tuple[str, ...]) -> Verdict:
+        name = result["config"].get("name", result["model"])
+        band = self.models.get(name) if name in models else None
         if result["status"] != "done":
             return Verdict(model=name, measured=None, band=band, verdict="failed")
         measured = result["bits_per_byte"]

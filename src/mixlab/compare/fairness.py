@@ -83,23 +83,25 @@ def _parameters(neural: Sequence[Result], budget: Mapping[str, Any]) -> str:
 def _counted(
     counted: Sequence[Result], neural: Sequence[Result], budget: Mapping[str, Any], corpus: Mapping[str, Any]
 ) -> str:
+    """What each n-gram stores and read, beside what the neural models were trained on."""
     if not counted:
         return ""
-    one = counted[0]
-    times = (
-        f", {one['parameters'] / budget['params']:.1f} times the budget, which does not bind it"
-        if neural
-        else ""
-    )
-    sentence = f"Counting: {one['model']} stores {compact(one['parameters'])} numbers{times}"
-    if not neural or not corpus.get("train_tokens"):
-        return f"{sentence}."
-    share = budget["tokens"] / corpus["train_tokens"]
-    others = f"{share:.0%} of that" if share < 1 else f"{share:.1f} times as many"
-    return (
-        f"{sentence}, and it read the whole training text once ({compact(corpus['train_tokens'])} tokens); "
-        f"the others were trained on {compact(budget['tokens'])}, {others}."
-    )
+    if not neural:
+        return f"Counting: {_listed([_stored(one, None) for one in counted])}."
+    read = [f"{_stored(one, budget)} after reading {compact(one['tokens'])} tokens once" for one in counted]
+    share = budget["tokens"] / corpus["train_tokens"] if corpus.get("train_tokens") else 0.0
+    of_text = ""
+    if share:
+        of_text = f", {share:.0%} of the training text" if share < 1 else f", {share:.1f} times the text"
+    sentence = f"{'; '.join(read)}; the others were trained on {compact(budget['tokens'])} tokens{of_text}"
+    one_is_both = share >= 1 and not any(one.get("counted_on") == "same" for one in counted)
+    same = ", so that the same text and all of it are one" if one_is_both else ""
+    return f"Counting: the budget does not bind it: {sentence}{same}."
+
+
+def _stored(one: Result, budget: Mapping[str, Any] | None) -> str:
+    times = "" if budget is None else f" ({one['parameters'] / budget['params']:.1f} times the budget)"
+    return f"{one['model']} stores {compact(one['parameters'])} numbers{times}"
 
 
 def _state(neural: Sequence[Result], budget: Mapping[str, Any]) -> str:

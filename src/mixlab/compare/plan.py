@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from mixlab.compare.request import Request
 from mixlab.compare.width import solve
 from mixlab.config import apply_overrides, load_run_config, read_preset, to_mapping
 from mixlab.errors import UserError
+from mixlab.model.ngram import Drawn
 from mixlab.train.config import RunConfig
 
 EVALUATIONS = 2
@@ -20,22 +21,34 @@ EVALUATIONS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One run of one model. `problem`: why it cannot be made, where its own part is broken."""
+    """One run of one model.
+
+    name: what the model is called. problem: why it cannot be made, where its own part is broken.
+    counted_on: of an n-gram, "all" of the training text or the "same" text that the neural models train on.
+    """
 
     name: str
     seed: int
     config: RunConfig
     problem: str = ""
+    counted_on: Literal["", "same", "all"] = ""
 
     @property
     def label(self) -> str:
         """The run's folder name."""
-        return f"{self.name}-seed{self.seed}"
+        same = "-same-text" if self.counted_on == "same" else ""
+        return f"{self.config.name}{same}-seed{self.seed}"
 
     @property
     def counted(self) -> bool:
         """Whether it is an n-gram: no steps, no seeds."""
         return self.config.model is None
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of its run, whenever that was made."""
+        if self.counted:
+            return {"model": self.name, "kind": "baseline", "counted_on": self.counted_on}
+        return {"model": self.name, "kind": "neural"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +85,12 @@ class Plan:
         }
 
 
-def make_plan(request: Request, *, vocab_size: int, steps: int) -> Plan:
+def make_plan(request: Request, *, vocab_size: int, steps: int, train_tokens: int | None = None) -> Plan:
     """Every model at the budget's parameters, for `steps` steps; raises UserError for what cannot be met.
 
     `request` is validated. A part that fails to build with an error of its own becomes an entry's problem:
-    the other models can still be compared.
+    the other models can still be compared. Beside neural models an n-gram runs twice, see `baselines`.
+    train_tokens: of the training text, where that is known.
     """
     entries: list[Entry] = []
     used: set[str] = set()
@@ -89,9 +103,36 @@ def make_plan(request: Request, *, vocab_size: int, steps: int) -> Plan:
         for seed in range(request.seeds if config.model is not None else 1):
             run = replace(config, train=replace(config.train, seed=seed))
             entries.append(Entry(name=config.name, seed=seed, config=run, problem=problem))
+    entries = baselines(entries, request, steps, train_tokens)
     _check_names(entries)
     _check_overrides(request.overrides, used)
     return Plan(request=request, steps=steps, entries=tuple(entries))
+
+
+def baselines(
+    entries: Sequence[Entry], request: Request, steps: int, train_tokens: int | None
+) -> list[Entry]:
+    """The entries with each n-gram counted on all of the training text and, beside neural models that read
+    less than that, on what those of seed 0 read."""
+    alone = all(entry.counted for entry in entries)
+    part = Drawn(windows=steps * request.batch_size, context=request.context)
+    # A mixture's sources are read unequally often: that one was read whole says nothing of the others.
+    whole = train_tokens is not None and steps * request.step_tokens >= train_tokens
+    twice = not alone and not (whole and not request.data.weights)
+    found: list[Entry] = []
+    for entry in entries:
+        ngram = entry.config.ngram
+        if ngram is None:
+            found.append(entry)
+            continue
+        every = replace(entry, counted_on="all")
+        if twice:
+            same = replace(entry.config, ngram=replace(ngram, drawn=part))
+            found.append(replace(every, name=f"{entry.name} (all of the text)"))
+            found.append(replace(every, name=f"{entry.name} (same text)", config=same, counted_on="same"))
+        else:
+            found.append(every)
+    return found
 
 
 def base_config(request: Request, model: str, used: set[str] | None = None) -> RunConfig:

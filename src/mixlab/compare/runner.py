@@ -94,14 +94,22 @@ class _Comparison:
 
     def make_plan(self, signals: Signals) -> Plan:
         """The plan; its steps are known, or were settled when the folder was begun, or are probed now."""
-        vocab_size = self.dataset.tokenizer.vocab_size
         steps = self.request.fixed_steps()
         if steps is not None:
-            return make_plan(self.request, vocab_size=vocab_size, steps=steps)
+            return self.plan_for(steps)
         budget = (self.folder.saved_plan() or {}).get("budget", {})
         if budget.get("minutes") == self.request.minutes:
-            return make_plan(self.request, vocab_size=vocab_size, steps=budget["steps"])
-        return self.probed(make_plan(self.request, vocab_size=vocab_size, steps=1), signals)
+            return self.plan_for(budget["steps"])
+        return self.probed(self.plan_for(1), signals)
+
+    def plan_for(self, steps: int) -> Plan:
+        """The plan of so many steps on this text."""
+        return make_plan(
+            self.request,
+            vocab_size=self.dataset.tokenizer.vocab_size,
+            steps=steps,
+            train_tokens=self.dataset.facts["train_tokens"],
+        )
 
     def probed(self, plan: Plan, signals: Signals) -> Plan:
         """The plan with the steps that fit into the minutes, by a few steps of each model."""
@@ -122,7 +130,7 @@ class _Comparison:
         steps = steps_for(
             self.request.minutes, plan, speeds, train=facts["train_tokens"], valid=facts["valid_tokens"]
         )
-        plan = make_plan(self.request, vocab_size=self.dataset.tokenizer.vocab_size, steps=steps)
+        plan = self.plan_for(steps)
         self.note(f"each neural model gets {plan.tokens:,} tokens ({steps:,} steps)")
         return plan
 
@@ -138,7 +146,7 @@ class _Comparison:
         }
         result = self.folder.result(entry)
         if result is not None:
-            self.results[entry.label] = result
+            self.results[entry.label] = result | entry.facts()
             self.progress({**facts, "status": "kept"})
             return
         reason = entry.problem
@@ -150,9 +158,9 @@ class _Comparison:
         result = None if reason else self.folder.result(entry)
         if result is None:
             reason = reason or "it left no result"
-            result = {"model": entry.name, "seed": entry.seed, "status": "failed", "reason": reason}
+            result = {"seed": entry.seed, "status": "failed", "reason": reason}
             result["config"] = to_mapping(entry.config)
-        self.results[entry.label] = result
+        self.results[entry.label] = result | entry.facts()
         self.progress({**facts, "status": result["status"], "reason": result["reason"]})
 
     def work(self, entry: Entry, signals: Signals, job: Line) -> Line:

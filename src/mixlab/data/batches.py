@@ -21,6 +21,10 @@ Batch = tuple[Int64[Tensor, "B T"], ...]
 """inputs, targets and, where documents are kept apart, segment numbers."""
 
 
+MARKED = 1024
+"""Packed rows whose positions are held in memory at a time."""
+
+
 class Rows(Protocol):
     """One source's rows in the order of one epoch."""
 
@@ -28,6 +32,10 @@ class Rows(Protocol):
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, ...]:
         """Rows `start` to `stop` of the epoch: the arrays of a batch, (N, T) each."""
+        ...
+
+    def mark(self, read: np.ndarray, stop: int) -> None:
+        """Set `read`, a truth value per token of the stream, where the first `stop` rows read or predict."""
         ...
 
 
@@ -50,6 +58,11 @@ class Stream:
         windows = self.tokens[starts[:, None] + self.span]
         return windows[:, :-1], windows[:, 1:]
 
+    def mark(self, read: np.ndarray, stop: int) -> None:
+        """See `Rows`."""
+        for start in (self.offset + self.order[:stop].astype(np.int64) * self.context).tolist():
+            read[start : start + self.context + 1] = True
+
 
 class Documents:
     """Rows packed from whole documents, see `mixlab.data.packing`, in random order."""
@@ -66,6 +79,12 @@ class Documents:
         """inputs, targets and segment numbers."""
         places, segment = self.packs.positions(self.order[start:stop])
         return self.tokens[places], self.tokens[places + 1], segment
+
+    def mark(self, read: np.ndarray, stop: int) -> None:
+        """See `Rows`."""
+        for start in range(0, stop, MARKED):
+            places, _ = self.packs.positions(self.order[start : min(start + MARKED, stop)])
+            read[places] = read[places + 1] = True
 
 
 class Source:
@@ -110,6 +129,16 @@ class Source:
             count -= stop - self.cursor
             self.cursor = stop
         return blocks
+
+    def distinct(self, count: int) -> list[np.ndarray]:
+        """See `Batches.distinct`."""
+        read, epoch = np.zeros(len(self.tokens), bool), 0
+        while count > 0:
+            rows = self.plan(epoch)
+            rows.mark(read, min(count, len(rows)))
+            count, epoch = (0 if read.all() else count - len(rows)), epoch + 1
+        edges = np.flatnonzero(np.diff(read, prepend=False, append=False))
+        return [self.tokens[start:stop] for start, stop in edges.reshape(-1, 2).tolist()]
 
     def go_to(self, epoch: int, cursor: int) -> None:
         """Continue from there; `UserError` when this text has no such place."""
@@ -169,6 +198,7 @@ class Batches:
             Source(own, self._pages, context=context, seed=seed, packing=packing, number=number)
             for own, number in zip(streams, numbers, strict=True)
         ]
+        self.weights = weights
         self.quota = Quota(weights) if weights else None
 
     def next(self) -> Batch:
@@ -215,6 +245,15 @@ class Batches:
             source.go_to(int(place["epoch"]), int(place["cursor"]))
         if self.quota is not None:
             self.quota.turns = [int(place["turns"]) for place in places]
+
+    def distinct(self, rows: int) -> list[np.ndarray]:
+        """What the first `rows` rows from the beginning read, each token once, as the longest chunks of the
+        text that were read without a gap; whatever the state."""
+        shares = [rows]
+        if self.quota is not None:
+            quota = Quota(self.weights)
+            shares = np.bincount([quota.next() for _ in range(rows)], minlength=len(self.sources)).tolist()
+        return [chunk for s, n in zip(self.sources, shares, strict=True) for chunk in s.distinct(n)]
 
     def notes(self) -> Iterator[str]:
         """What a person should know of the packing: how many documents are cut, by this epoch's rows."""

@@ -28,11 +28,24 @@ _NOTHING = -1  # a position before the first token: no token, not even <s>
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The part of a text that training draws: its first `windows` windows of `context` tokens, by `seed`."""
+
+    windows: int
+    context: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class NGramConfig:
-    """What an n-gram run chooses. Of a longer text `max_tokens` (0: all), evenly spread, are counted."""
+    """What an n-gram run chooses. Of a longer text `max_tokens` (0: all), evenly spread, are counted.
+
+    drawn: count only what a neural model would have been trained on; None is the whole training text.
+    """
 
     order: int = 6  # the best of 1..8 on character text of a few MB, and what KenLM's default build stops at
     max_tokens: int = 20_000_000  # 1.2 GB of memory for bytes of prose, 6 GB for tokens drawn at random
+    drawn: Drawn | None = None
 
 
 class NGramState(NamedTuple):

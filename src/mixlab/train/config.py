@@ -315,6 +315,10 @@ class RunConfig:
             )
             most = self.ngram.max_tokens
             _require(most >= 0, "ngram.max_tokens", most, "0 (all) or a number of tokens")
+            if (part := self.ngram.drawn) is not None:
+                for key, least in (("windows", 1), ("context", 1), ("seed", 0)):
+                    value = getattr(part, key)
+                    _require(value >= least, f"ngram.drawn.{key}", value, f"at least {least}")
         return self
 
     def _check_batch(self, context: int) -> None:

@@ -7,6 +7,7 @@ distinct n-gram its key, its counts and its probability while they are computed:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from mixlab.data import Dataset
 from mixlab.errors import UserError
-from mixlab.model.ngram import NGram, NGramConfig
+from mixlab.model.ngram import Drawn, NGram, NGramConfig
 
 TOKEN_BYTES, GRAM_BYTES = 80, 48
 
@@ -26,11 +27,15 @@ TRIED = 500_000
 
 
 def tokens_to_count(dataset: Dataset, config: NGramConfig, note: Callable[[str], None]) -> list[np.ndarray]:
-    """The training text as 1-D arrays to count, whole unless it is longer than `config.max_tokens` or its
-    sources have weights; `note` is told of what is left out.
+    """The training text as 1-D arrays to count, whole unless it is longer than `config.max_tokens`, its
+    sources have weights, or only what training draws is asked for; `note` is told of what is left out.
 
     Raises UserError if counting it would take more memory than is free.
     """
+    if config.drawn is not None:
+        chosen = drawn(dataset, config, config.drawn, note)
+        check_memory(chosen, config.order, dataset.tokenizer.vocab_size)
+        return chosen
     file, weights = dataset.train, dataset.weights
     streams = [part.of(file.tokens) for part in file.each()]
     most = config.max_tokens or len(file)
@@ -45,6 +50,24 @@ def tokens_to_count(dataset: Dataset, config: NGramConfig, note: Callable[[str],
         note(f"the n-gram counts {counted:,} of {len(file):,} tokens, evenly spread ({why})")
     check_memory(chosen, config.order, dataset.tokenizer.vocab_size)
     return chosen
+
+
+def drawn(
+    dataset: Dataset, config: NGramConfig, part: Drawn, note: Callable[[str], None]
+) -> list[np.ndarray]:
+    """The distinct text of the windows that training draws, in its order and at most `config.max_tokens`."""
+    batches = dataset.batches(context=part.context, batch_size=1, seed=part.seed)
+    chunks: list[np.ndarray] = batches.distinct(part.windows)
+    total = sum(map(len, chunks))
+    share = min(1.0, (config.max_tokens or total) / total)
+    if share < 1:
+        chunks = [piece for chunk in chunks for piece in spread(chunk, math.ceil(len(chunk) * share))]
+    cut = f", {sum(map(len, chunks)):,} of them counted (ngram.max_tokens)" if share < 1 else ""
+    note(
+        f"one n-gram counts only what the training of seed {part.seed} reads: {total:,} of "
+        f"{len(dataset.train):,} tokens{cut}"
+    )
+    return chunks
 
 
 def spread(tokens: np.ndarray, most: int) -> list[np.ndarray]:
