@@ -16,7 +16,7 @@ from mixlab.errors import UserError
 from mixlab.model.stepping import can_step
 from mixlab.parts.checks import TOLERANCE, close, tensors
 from mixlab.parts.contract import available
-from mixlab.parts.products import PackedLinear, PackedProducts, cannot_pack, has_packed_products
+from mixlab.parts.products import PackedLinear, PackedProducts, has_packed_products
 
 packs = pytest.mark.skipif(not has_packed_products(), reason="no float16 products on this processor")
 SHAPE = {"vocab_size": 11, "dim": 32, "depth": 2, "context": 16}
@@ -138,7 +138,7 @@ def test_weights_that_float16_does_not_hold_stay_and_it_is_said(value: float, se
     made: Any = decoder(model, "float16", notes.append)
     assert len(notes) == 1
     assert sentence in notes[0]
-    assert cannot_pack(model) is not None
+    assert PackedProducts().cannot_pack(model) is not None
     if value == value:
         tokens = torch.tensor([[1, 2, 3]])
         close(read(made, list(tokens.split(1, 1)))[0], read(model, [tokens])[0], "decoder")

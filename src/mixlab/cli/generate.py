@@ -38,7 +38,7 @@ def generate(
     mixlab generate runs/transformer --prompt "def main("
     """
     from mixlab.cli.console import note, print_json
-    from mixlab.decode import check_precision, check_sampling, stream_text
+    from mixlab.decode import check_precision, check_sampling, precision, stream_text
     from mixlab.decode import generate as continue_from
     from mixlab.train.run import open_run
 
@@ -54,8 +54,9 @@ def generate(
             f"{unknown} of the prompt's characters {'is' if unknown == 1 else 'are'} not in the tokenizer's "
             "vocabulary: the model reads one unknown character instead of each"
         )
+    scorer = opened.load()
     ids = continue_from(
-        opened.load(),
+        scorer,
         tokens,
         max_tokens=max_tokens,
         temperature=temperature,
@@ -64,7 +65,7 @@ def generate(
         seed=seed,
         stop={0},
         note=note,
-        dtype=dtype,
+        dtype=precision(scorer, dtype),
     )
     drawn: list[int] = []
     pieces = stream_text(tokenizer, remembered(ids, drawn))

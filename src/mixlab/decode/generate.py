@@ -32,7 +32,8 @@ def generate(
     Where the scorer can tell only so many positions apart (`max_positions`), it is started again on the last
     half of them whenever they are used up; `note` is told so once.
     dtype: how a model in float32 on a CPU reads its weights for one token after another: as they are, or in
-    float16, in about half the time where they come from memory (see `decoder`).
+    float16, in about half the time where they come from memory (see `decoder`). With auto, ids can depend on
+    how many tokens were asked of the model before: few are not worth packing its weights.
     Raises UserError for an empty prompt, an id outside the vocabulary or settings out of range, at once.
     """
     check_sampling(temperature, top_k, top_p)
@@ -53,7 +54,8 @@ def generate(
         return int(drawn)
 
     def reader() -> _Reader:
-        return _Reader(scorer, len(tokens) + max_tokens, note, dtype)
+        made = decoder(scorer, dtype, note, tokens=max_tokens)
+        return _Reader(made, _device(scorer), len(tokens) + max_tokens, note)
 
     return _stream(reader, tokens, max_tokens, choose, stop)
 
@@ -77,10 +79,11 @@ def _stream(
 class _Reader:
     """Feeds tokens to a scorer and keeps its state within the positions that the scorer has."""
 
-    def __init__(self, scorer: Scorer, length: int, note: Callable[[str], None] | None, dtype: str) -> None:
-        self.scorer = decoder(scorer, dtype, note)
+    def __init__(
+        self, scorer: Scorer, device: torch.device, length: int, note: Callable[[str], None] | None
+    ) -> None:
+        self.scorer, self.device = scorer, device
         self.limit: int | None = getattr(scorer, "max_positions", None)
-        self.device = _device(scorer)
         self.room = length if self.limit is None else min(length, self.limit)
         self.note = note
         self.seen: list[int] = []
