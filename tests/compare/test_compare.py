@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,13 @@ from typing import Any
 import pytest
 
 from mixlab.cli import run
+from mixlab.compare.folder import ComparisonFolder
+from mixlab.compare.plan import make_plan
 from mixlab.compare.request import Request
 from mixlab.compare.runner import Stopped, compare
 from mixlab.data.config import DataConfig
 from mixlab.errors import UserError
+from mixlab.train.folder import RunFolder
 from mixlab.train.metrics import read_metrics
 from tests.compare.conftest import TEXT, TINY
 
@@ -180,6 +185,51 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(text: Path, tmp_path
     steps = [line["step"] for line in again if line["kind"] == "step"]
     assert steps[0] > 1
     assert [point["step"] for point in by_model(comparison)["window"]["curve"]] == list(range(1, 201))
+
+
+def test_a_second_comparison_in_a_folder_in_use_is_refused_and_the_first_goes_on(
+    text: Path, tmp_path: Path
+) -> None:
+    out, second = tmp_path / "out", []
+    arguments = [
+        "compare",
+        str(text),
+        "--out",
+        str(out),
+        "--models",
+        "ngram",
+        "--steps",
+        "4",
+        "--context",
+        "16",
+    ]
+
+    def progress(line: dict[str, Any]) -> None:
+        if (
+            line["kind"] == "run" and line["status"] == "begun"
+        ):  # its folder is not there yet, or has no config
+            before = sorted(out.rglob("*"))
+            command = [sys.executable, "-m", "mixlab", *arguments, "--batch-size", "2"]
+            second.append(subprocess.run(command, capture_output=True, text=True, check=False))
+            assert sorted(out.rglob("*")) == before
+
+    comparison = compare(tiny(text, "ngram", overrides=(), params=1_000_000), out, progress=progress)
+    assert [(one.returncode, one.stderr) for one in second] == [
+        (2, f"mixlab: {out} is in use: another process is writing this comparison; wait for it or stop it\n")
+    ]
+    assert [result["status"] for result in comparison["results"]] == ["done"]
+
+
+def test_a_run_that_a_process_still_writes_is_not_removed(tmp_path: Path) -> None:
+    folder = ComparisonFolder(tmp_path)
+    request = Request(models=("ngram",), steps=1).validate()
+    (entry,) = make_plan(request, vocab_size=256, steps=1).entries
+    begun = RunFolder(folder.run(entry))
+    with begun.locked(), pytest.raises(UserError, match="in use: another process is writing this run"):
+        folder.prepare_run(entry)
+    assert begun.path.is_dir()
+    assert folder.prepare_run(entry) is False
+    assert not begun.path.exists()
 
 
 @pytest.fixture(scope="module")

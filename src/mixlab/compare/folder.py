@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,7 @@ from mixlab.compare.plan import Entry, Plan
 from mixlab.compare.worker import RESULT
 from mixlab.config import to_mapping
 from mixlab.errors import UserError
-from mixlab.train.files import disk_errors, write_text
+from mixlab.train.files import disk_errors, hold, write_text
 from mixlab.train.folder import differences
 from mixlab.train.metrics import strict
 
@@ -69,6 +69,10 @@ class ComparisonFolder:
         if taken is not None:
             raise UserError(f"{self.path} already holds something else ({taken}): choose another --out")
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the folder for this process; UserError if another one compares in it."""
+        return hold(self.path, "comparison")
+
     def saved_plan(self) -> dict[str, Any] | None:
         """The plan that was begun here; None if there is none, UserError if it is damaged."""
         if not self.plan.exists():
@@ -115,11 +119,17 @@ class ComparisonFolder:
         return result if same else None
 
     def prepare_run(self, entry: Entry) -> bool:
-        """Whether the run was begun and can be resumed; what a process killed earlier left goes."""
+        """Whether the run was begun and can be resumed; what a process killed earlier left goes.
+
+        UserError, and nothing goes, if a process still writes the run: that of a command that was killed.
+        """
         run = self.run(entry)
-        begun = (run / "config.toml").is_file()
-        if not begun and run.exists():
-            shutil.rmtree(run)
+        if not run.exists():
+            return False
+        with hold(run, "run"):
+            begun = (run / "config.toml").is_file()
+            if not begun:
+                shutil.rmtree(run)
         return begun
 
     def write(self, comparison: Mapping[str, Any]) -> None:

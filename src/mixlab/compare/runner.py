@@ -53,12 +53,13 @@ def compare(
     folder = ComparisonFolder(Path(out))
     folder.check_usable()
     progress = progress or (lambda line: None)
-    if "-" not in request.data.sources:
-        return _Comparison(request, folder, command, progress).run()
-    text = sys.stdin.buffer if stdin is None else io.BytesIO(stdin)
-    with folder.spooled(request.data.sources, text) as sources:
-        request = replace(request, data=replace(request.data, sources=sources))
-        return _Comparison(request, folder, command, progress).run()
+    with folder.locked():
+        if "-" not in request.data.sources:
+            return _Comparison(request, folder, command, progress).run()
+        text = sys.stdin.buffer if stdin is None else io.BytesIO(stdin)
+        with folder.spooled(request.data.sources, text) as sources:
+            request = replace(request, data=replace(request.data, sources=sources))
+            return _Comparison(request, folder, command, progress).run()
 
 
 class _Comparison:

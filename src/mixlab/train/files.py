@@ -70,6 +70,39 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def hold(folder: Path, what: str) -> Iterator[None]:
+    """Hold the folder, made if it is not there, for this process; UserError if another one has it.
+
+    what: what the other process would be writing, for the message. A folder that was made here goes again if
+    a UserError comes out of the body and nothing was put into it. The system releases the lock with the
+    process, however it ends; where there are none (Windows, some network disks), two processes are not told
+    apart.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    with disk_errors(f"to {folder}", failure=UserError):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY) if LOCKS else None
+    try:
+        free = True
+        if handle is not None:
+            with contextlib.suppress(OSError):  # a file system without locks
+                free = try_lock(handle)
+        if not free:
+            raise UserError(
+                f"{folder} is in use: another process is writing this {what}; wait for it or stop it"
+            )
+        yield
+    except UserError:
+        with contextlib.suppress(OSError):  # one that is not empty stays
+            for place in made:
+                place.rmdir()
+        raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def is_locked(folder: Path) -> bool:
     """Whether a process holds the lock of the folder; True where that cannot be known."""
     if not LOCKS:

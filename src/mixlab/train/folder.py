@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from mixlab.data.tokenizer import Tokenizer
 from mixlab.errors import UserError
 from mixlab.imports import check_imported, providers
 from mixlab.train.config import HORIZONS, RunConfig
-from mixlab.train.files import LOCKS, disk_errors, try_lock, write_text
+from mixlab.train.files import disk_errors, hold, write_text
 
 # A resumed run may go on for longer, look more often and keep more; anything else would make it another run.
 LENGTH = tuple(f"train.{name}" for name in HORIZONS)
@@ -89,27 +88,9 @@ class RunFolder:
                 f"{self.path} holds other files ({strange.name}): choose a new or an empty folder"
             )
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; UserError if another one writes to it.
-
-        The system releases the lock with the process, however it ends. Where it has no such locks
-        (Windows), two processes are not told apart.
-        """
-        with disk_errors(f"to {self.path}", failure=UserError):
-            self.path.mkdir(parents=True, exist_ok=True)
-        if not LOCKS:
-            yield
-            return
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            if not try_lock(handle):
-                raise UserError(
-                    f"{self.path} is in use: another process is writing this run; wait for it or stop it"
-                )
-            yield
-        finally:
-            os.close(handle)
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the folder for this process; UserError if another one writes to it."""
+        return hold(self.path, "run")
 
     def read_config(self) -> RunConfig:
         """The saved RunConfig; UserError if there is none, or if it needs a part that was not imported."""
