@@ -250,18 +250,25 @@ def _toml_names(*folder: str) -> tuple[str, ...]:
 
 def read_preset(name: str | Path) -> dict[str, Any]:
     """The tables of a preset or recipe, by its name (`"gru"`) or as a path that ends in `.toml`; `name` is
-    filled in.
+    filled in, and what a file `extends` is beneath its own tables (see `mixlab.extends`).
 
     Raises UserError with the nearest match for an unknown name.
     """
     text = str(name)
-    if text.endswith(".toml"):
-        return {"name": Path(text).stem, **read_toml(text)}
+    if not text.endswith(".toml"):
+        return {"name": text, **read_packaged(text)}
+    from mixlab.extends import read_tables
+
+    return {"name": Path(text).stem, **read_tables(text)}
+
+
+def read_packaged(name: str) -> dict[str, Any]:
+    """The tables of a packaged preset or recipe; UserError with the nearest match for an unknown name."""
     for folder, names in ((("presets",), preset_names()), (("presets", "recipes"), recipe_names())):
-        if text in names:
-            file = resources.files("mixlab").joinpath(*folder, f"{text}.toml")
-            return {"name": text, **tomllib.loads(file.read_text("utf-8"))}
-    raise unknown("preset", text, (*preset_names(), *recipe_names()))
+        if name in names:
+            file = resources.files("mixlab").joinpath(*folder, f"{name}.toml")
+            return tomllib.loads(file.read_text("utf-8"))
+    raise unknown("preset", name, (*preset_names(), *recipe_names()))
 
 
 def apply_overrides(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

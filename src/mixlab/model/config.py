@@ -121,12 +121,13 @@ def model_config(source: ModelConfig | Mapping[str, Any] | str | Any) -> ModelCo
 
     A TOML file may hold the keys at its top or in a `[model]` table. Raises UserError.
     """
-    from mixlab.config import parse, read_toml
+    from mixlab.config import parse
+    from mixlab.extends import read_tables
 
     if isinstance(source, ModelConfig):
         source = vars(source)  # a dataclass takes values of any type: they are checked here
     if isinstance(source, str | PathLike):
-        tables = read_toml(Path(source))
+        tables = read_tables(Path(source))
         source = tables.get("model", tables)
     if not isinstance(source, Mapping):
         raise UserError(
