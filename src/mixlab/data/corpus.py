@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from mixlab.data.formats import BLOCK, Piece
+from mixlab.data.own_output import OwnOutput
 from mixlab.data.reader import Reader
 from mixlab.data.sources import find_files
 from mixlab.errors import RunFailed, UserError, unknown
@@ -72,7 +73,9 @@ class Corpus:
         self._text_field, self._max_bytes = text_field, max_bytes
         self._lengths, self._digests = array("q"), array("Q")
         self._held: list[Piece] | None = []
-        self._files = {s: find_files(s) for s in sources if s != "-" and not s.startswith("corpus:")}
+        own = OwnOutput()
+        self._files = {s: find_files(s, own) for s in sources if s != "-" and not s.startswith("corpus:")}
+        self._left_out = own.note()
         self._stdin = _spooled(spool) if "-" in sources else None
         if self._stdin is not None:
             weakref.finalize(self, self._stdin.close)
@@ -162,7 +165,8 @@ class Corpus:
                 if self.bytes > HELD_BYTES:
                     self._held = None
         self.sha256, self.counts = digest.content(), tuple(counts.values())
-        self.replaced, self.notes = reader.replaced, tuple(reader.notes())
+        self.replaced = reader.replaced
+        self.notes = (*filter(None, [self._left_out]), *reader.notes())
 
     def _read(self, reader: Reader) -> Iterator[tuple[str, Piece]]:
         """(source, piece) of everything; a source that is named twice is read once."""

@@ -7,6 +7,7 @@ import glob
 import os
 from pathlib import Path
 
+from mixlab.data.own_output import OwnOutput
 from mixlab.errors import UserError
 
 # Marks of a folder written by `datasets.Dataset.save_to_disk`: it is one source, not a folder of texts.
@@ -16,31 +17,25 @@ DATASET_MARKS = (("dataset_dict.json",), ("dataset_info.json", "state.json"))
 BESIDE_PARQUET = ("README.md", "dataset_infos.json", "dataset_info.json")
 
 
-def find_files(source: str) -> list[Path]:
+def find_files(source: str, own: OwnOutput | None = None) -> list[Path]:
     """The files that `source` names, in sorted order.
 
-    A folder gives every file below it except hidden ones (a leading dot) and `__pycache__`; a folder saved by
-    the `datasets` library stands for itself; a pattern with `*`, `?` or `[` gives what it matches (`**`
-    crosses folders). Raises `UserError` when nothing is there, naming the nearest name that exists.
+    A folder gives every file below it except hidden ones (a leading dot), `__pycache__` and what mixlab wrote
+    (runs, comparisons, reports, its cache), which `own` remembers; a folder saved by the `datasets` library
+    stands for itself; a pattern with `*`, `?` or `[` gives what it matches (`**` crosses folders). Raises
+    `UserError` when nothing is there, naming the nearest name that exists, and for output of mixlab that is
+    named by itself.
     """
-    path = Path(source).expanduser()
+    path, own = Path(source).expanduser(), own or OwnOutput()
     try:
         if path.exists():
-            return _below(path)
+            return _below(path, own, named=True)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         shown = source if len(source) <= 60 else source[:60] + "..."
         raise UserError(f"'{shown}' cannot be opened as a path: {reason}") from None
     if glob.has_magic(source):
-        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - patterns may be absolute
-        matches = [match for match in found if "__pycache__" not in Path(match).parts]
-        # A folder matched by `**` is listed beside its own files; only a pattern that matches nothing but
-        # folders means the folders themselves.
-        files = [Path(m) for m in matches if Path(m).is_file()]
-        files = files or [file for m in matches for file in _below(Path(m))]
-        if not files:
-            raise UserError(f"no file matches '{source}'")
-        return files
+        return _matching(str(path), own)
     raise missing_path(path)
 
 
@@ -76,19 +71,54 @@ def missing_path(path: Path) -> UserError:
     return UserError(f"no file or folder '{path}'{where}{hint}")
 
 
-def _below(path: Path) -> list[Path]:
-    """`path` itself when it is one source, else the visible files below it, sorted by path."""
-    if not path.is_dir() or is_dataset_folder(path):
+def _matching(pattern: str, own: OwnOutput) -> list[Path]:
+    """The files that a pattern matches, sorted by path."""
+    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    matches = [path for path in map(Path, found) if "__pycache__" not in path.parts]
+    depth = next((n for n, part in enumerate(Path(pattern).parts) if glob.has_magic(part)), 0)
+    matches = [path for path in matches if not _is_output(path, own, depth)]
+    # A folder matched by `**` is listed beside its own files; only a pattern that matches nothing but
+    # folders means the folders themselves.
+    files = [path for path in matches if path.is_file()]
+    files = files or [file for path in matches for file in _below(path, own)]
+    if not files:
+        but = f" but what mixlab wrote: {own.counted()}" if own.left_out else ""
+        raise UserError(f"no file matches '{pattern}'{but}")
+    return files
+
+
+def _is_output(path: Path, own: OwnOutput, depth: int) -> bool:
+    """Whether `path`, or a folder that it is in and that has more than `depth` parts, is mixlab's output."""
+    parents = [folder for folder in reversed(path.parents) if len(folder.parts) > depth]
+    folders = [*parents, *([path] if path.is_dir() else [])]
+    return any(own.leave_out(folder, own.folder(folder)) for folder in folders) or own.leave_out(
+        path, own.file(path)
+    )
+
+
+def _below(path: Path, own: OwnOutput, *, named: bool = False) -> list[Path]:
+    """`path` itself when it is one source, else the visible files below it, sorted by path; `named`: it is
+    what a person typed."""
+    is_folder = path.is_dir()
+    kind = own.folder(path) if is_folder else own.file(path)
+    if named and kind:
+        raise UserError(f"'{path}' is a {kind} that mixlab wrote, not a text: name the text itself")
+    if own.leave_out(path, kind):
+        return []
+    if not is_folder or is_dataset_folder(path):
         return [path]
     found: list[Path] = []
     for folder, folders, files in os.walk(path):
         here = Path(folder)
         kept = sorted(d for d in folders if not d.startswith(".") and d != "__pycache__")
         found.extend(here / d for d in kept if is_dataset_folder(here / d))
-        folders[:] = [d for d in kept if not is_dataset_folder(here / d)]
-        found.extend(here / f for f in files if not f.startswith(".") and (here / f).is_file())
+        kept = [d for d in kept if not is_dataset_folder(here / d)]
+        folders[:] = [d for d in kept if not own.leave_out(here / d, own.folder(here / d))]
+        seen = [here / f for f in sorted(files) if not f.startswith(".") and (here / f).is_file()]
+        found.extend(file for file in seen if not own.leave_out(file, own.file(file)))
     if any(file.suffix.lower() == ".parquet" for file in found):
         found = [file for file in found if file.name not in BESIDE_PARQUET]
     if not found:
-        raise UserError(f"the folder '{path}' holds no files (hidden ones are left out)")
+        but = f" but what mixlab wrote: {own.counted()}" if own.left_out else " (hidden ones are left out)"
+        raise UserError(f"the folder '{path}' holds no files{but}")
     return sorted(found, key=lambda file: file.parts)
