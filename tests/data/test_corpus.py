@@ -85,9 +85,10 @@ def test_an_unknown_embedded_corpus_names_the_one_there_is():
 
 def test_invalid_utf8_is_replaced_and_counted(tmp_path):
     path = tmp_path / "latin.txt"
-    path.write_bytes("déjà vu, ".encode("latin-1") + "genuine \ufffd".encode())
+    plain = "and plain words, " * 120
+    path.write_bytes("déjà vu, ".encode("latin-1") + (plain + "genuine \ufffd").encode())
     corpus = read(path)
-    assert corpus.documents == ("d\ufffdj\ufffd vu, genuine \ufffd",)
+    assert corpus.documents == (f"d\ufffdj\ufffd vu, {plain}genuine \ufffd",)
     assert corpus.replaced == 2
     assert "replaced 2 invalid" in corpus.notes[0] and "latin.txt" in corpus.notes[0]
 

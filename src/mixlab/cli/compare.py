@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixlab.cli.options import Imports, Json, Overrides, Text, count
+from mixlab.cli.options import Encoding, Imports, Json, Overrides, Text, count
 from mixlab.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def compare(
     context: Annotated[int, typer.Option(help="Tokens of context.", metavar="N")] = 256,
     batch_size: Annotated[int, typer.Option(help="Rows of that length a step.", metavar="N")] = 8,
     tokenizer: Annotated[str, typer.Option(help="byte, char or bpe.", metavar="KIND")] = "byte",
+    encoding: Encoding = None,
     overrides: Overrides = None,
     check_bands: Annotated[
         bool, typer.Option("--check-bands", help="Check each loss against the band it should lie in.")
@@ -79,8 +80,9 @@ def compare(
     bands = _bands() if check_bands else None
     if bands is not None and models is None:
         models = ",".join(bands.models)
+    data = {"sources": text, "tokenizer": tokenizer, "encoding": encoding}
     request = _request(
-        text, tokenizer, overrides or (), models, params=parameters(budget), seeds=seeds, context=context,
+        data, overrides or (), models, params=parameters(budget), seeds=seeds, context=context,
         batch_size=batch_size, imports=tuple(imports or ()), **horizon,
     )  # fmt: skip
     out = out or Path("comparison-bands" if check_bands else "comparison")
@@ -113,23 +115,23 @@ def check_report(path: Path) -> None:
 
 
 def _request(
-    text: Sequence[str] | None,
-    tokenizer: str,
+    data: Mapping[str, Any],
     overrides: Sequence[str],
     models: str | None,
     **budget: Any,
 ) -> Request:
-    """The request; `--set data.key=value` goes to the text, the rest to every model."""
+    """The request; `--set data.key=value` goes to the text, the rest to every model. data: options that stand
+    for keys of that table."""
     from mixlab.compare.request import DEFAULT_MODELS, Request
     from mixlab.config import apply_overrides, parse
     from mixlab.data.config import DataConfig
 
     of_data = [override for override in overrides if override.strip().startswith("data.")]
-    tables = {"data": {"tokenizer": tokenizer} | ({"sources": list(text)} if text else {})}
-    data = parse(DataConfig, apply_overrides(tables, of_data)["data"], where="data")
+    tables = {"data": {key: value for key, value in data.items() if value}}
+    chosen = parse(DataConfig, apply_overrides(tables, of_data)["data"], where="data")
     names = DEFAULT_MODELS if models is None else tuple(filter(None, map(str.strip, models.split(","))))
     rest = tuple(override for override in overrides if override not in of_data)
-    return Request(models=names, data=data, overrides=rest, **budget).validate()
+    return Request(models=names, data=chosen, overrides=rest, **budget).validate()
 
 
 def _work(request: Request, out: Path) -> dict[str, Any]:

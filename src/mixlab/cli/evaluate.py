@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixlab.cli.options import Imports, Json, Run
+from mixlab.cli.options import Encoding, Imports, Json, Run
 
 if TYPE_CHECKING:
     from mixlab.train.evaluate import Evaluation
@@ -18,6 +18,7 @@ def evaluate(
     text: Annotated[
         list[str], typer.Argument(metavar="TEXT", help="Files, folders, globs, '-' or corpus:python.")
     ],
+    encoding: Encoding = None,
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
@@ -33,13 +34,19 @@ def evaluate(
     from mixlab.cli.console import note, print_json
     from mixlab.cli.preparing import Preparing
     from mixlab.data import prepare_single
+    from mixlab.data.charsets import DEFAULT
     from mixlab.train.run import open_run
 
     opened = open_run(run, notes=note)
-    field = opened.config.data.text_field
     with Preparing() as progress:
         tokens, facts = prepare_single(
-            text, opened.tokenizer, context=1, text_field=field, notes=note, progress=progress
+            text,
+            opened.tokenizer,
+            context=1,
+            text_field=opened.config.data.text_field,
+            encoding=encoding or DEFAULT,
+            notes=note,
+            progress=progress,
         )
     result = opened.evaluate(tokens)
     if as_json:

@@ -56,6 +56,10 @@ Text = Annotated[
     list[str] | None,
     typer.Argument(metavar="TEXT", help="Files, folders, globs, '-' or corpus:python (the default)."),
 ]
+Encoding = Annotated[
+    str | None,
+    typer.Option(help="Encoding of texts that are not UTF-8, such as cp1251 or gb18030.", metavar="NAME"),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint folder in it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Overrides = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixlab.cli.options import Imports, Json, Overrides, Text, count, numbers
+from mixlab.cli.options import Encoding, Imports, Json, Overrides, Text, count, numbers
 from mixlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def train(
             help="Draw from the TEXTs in these proportions, one number for each.", metavar="A,B,..."
         ),
     ] = None,
+    encoding: Encoding = None,
     batch_tokens: Annotated[
         str | None,
         typer.Option(help="Tokens a step; cut to fit when memory runs out.", metavar="N"),
@@ -89,16 +90,16 @@ def train(
     if weights is not None:
         extra.append(f"data.weights={numbers(weights, '--weights')}")
     options = {"train.batch_tokens": batch_tokens, "train.seed": seed, "data.weights": weights}
-    options["train.deterministic"] = deterministic or None
+    options |= {"train.deterministic": deterministic or None, "data.encoding": encoding}
     _refuse_twice(options, horizon, overrides or ())
     settings = [*extra, *(overrides or ())]
     if resume is not None:
-        _refuse_with_resume({"TEXT": text, "--preset": preset, "--out": out})
+        _refuse_with_resume({"TEXT": text, "--preset": preset, "--out": out, "--encoding": encoding})
         config, folder = _resumed(resume, horizon, batch_tokens, seed, settings), resume
     else:
         if force_config:
             raise UserError("--force-config is for --resume RUN: a new run has no config to differ from")
-        config = _new(text, preset, horizon, batch_tokens, seed, settings)
+        config = _new({"sources": text, "encoding": encoding}, preset, horizon, batch_tokens, seed, settings)
         folder = out or unused(Path("runs"), config.name)
     if explain and find_lr:
         raise UserError("--explain and --find-lr both take the place of training: give one of them")
@@ -194,22 +195,26 @@ def _with_sinks(config: RunConfig, names: Sequence[str], optional: bool) -> RunC
 
 
 def _new(
-    text: Sequence[str] | None,
+    data: Mapping[str, Any],
     preset: str | None,
     horizon: Mapping[str, Any],
     batch_tokens: str | None,
     seed: int | None,
     overrides: Sequence[str],
 ) -> RunConfig:
-    """The config of a new run: the preset, then the options, then `--set`."""
+    """The config of a new run: the preset, then the options, then `--set`; data: options that stand for keys
+    of that table."""
     from mixlab.config import apply_overrides, load_run_config, preset_names, read_preset, recipe_names
 
     if preset is None:
         names = ", ".join((*preset_names(), *recipe_names()))
         raise UserError(f"give --preset NAME ({names}, or a .toml file) or --resume RUN")
     tables = apply_overrides(read_preset(preset), ())
-    if text:
-        tables.setdefault("data", {})["sources"] = [absolute(source) for source in text]
+    given = {key: value for key, value in data.items() if value}
+    if "sources" in given:
+        given["sources"] = [absolute(source) for source in given["sources"]]
+    if given:
+        tables.setdefault("data", {}).update(given)
     train = tables.setdefault("train", {})
     _set_given(train, batch_tokens, seed)
     set_horizon(train, horizon)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from mixlab.data.charsets import DEFAULT, check_codec
 from mixlab.errors import UserError, unknown
 
 TOKENIZERS = ("byte", "char", "bpe")
@@ -23,7 +24,8 @@ class DataConfig:
 
     `sources`: files, folders, globs, `-` (standard input) or `corpus:python`. `weights`: none, or one for
     each source, the proportions in which training draws from them. `vocab_size` is for `bpe` only,
-    `max_bytes` for `corpus:python` only, `text_field` for .jsonl and .parquet only. `valid_fraction` is the
+    `max_bytes` for `corpus:python` only, `text_field` for .jsonl and .parquet only. `encoding` is that of
+    files without a byte-order mark. `valid_fraction` is the
     share of the text that is kept aside for validation, of which an evaluation scores at most `valid_tokens`
     (0: all). `packing`: see `mixlab.data.batches.Batches`. Raises `UserError` for a value that cannot work.
     """
@@ -39,6 +41,7 @@ class DataConfig:
     packing: Packing = "stream"
     max_bytes: int = 4_000_000  # enough text for a five-minute comparison on two cores
     text_field: str = "text"
+    encoding: str = DEFAULT
 
     def __post_init__(self) -> None:
         if isinstance(self.sources, str):
@@ -63,6 +66,7 @@ class DataConfig:
                 f"valid_fraction is {self.valid_fraction}; it must lie between 0 and 1, "
                 "both left out (0.1 is usual)"
             )
+        check_codec(self.encoding)
         if self.max_bytes < 1:
             raise UserError(f"max_bytes is {self.max_bytes}; it must be at least 1 (4000000 is the default)")
 

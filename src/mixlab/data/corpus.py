@@ -9,13 +9,14 @@ import time
 import weakref
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from shutil import copyfileobj
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from mixlab.data.charsets import DEFAULT
 from mixlab.data.formats import BLOCK, Piece
 from mixlab.data.own_output import OwnOutput
 from mixlab.data.reader import Reader
@@ -64,13 +65,19 @@ class Corpus:
     """
 
     def __init__(
-        self, sources: Sequence[str], *, text_field: str, max_bytes: int, spool: Path | None
+        self,
+        sources: Sequence[str],
+        *,
+        text_field: str,
+        max_bytes: int,
+        encoding: str,
+        spool: Path | None,
     ) -> None:
         self.sources = tuple(sources)
         self.characters = self.bytes = self.replaced = 0
         self.notes: tuple[str, ...] = ()
         self.counts: tuple[int, ...] = ()
-        self._text_field, self._max_bytes = text_field, max_bytes
+        self._text_field, self._max_bytes, self._encoding = text_field, max_bytes, encoding
         self._lengths, self._digests = array("q"), array("Q")
         self._held: list[Piece] | None = []
         own = OwnOutput()
@@ -87,6 +94,7 @@ class Corpus:
         *,
         text_field: str = "text",
         max_bytes: int = 4_000_000,
+        encoding: str = DEFAULT,
         notes: Callable[[str], None] | None = None,
         progress: Progress | None = None,
         spool: Path | None = None,
@@ -94,11 +102,12 @@ class Corpus:
         """Read every source: a file, a folder, a glob, `-` (standard input) or `corpus:python`.
 
         A text file, also gzipped, is one document; so is each line of a .jsonl and each row of a .parquet,
-        whose text is in `text_field`. `max_bytes` limits `corpus:python`. `notes` is called with every note.
+        whose text is in `text_field`. `encoding` is that of files without a byte-order mark, `max_bytes`
+        limits `corpus:python`. `notes` is called with every note.
         `spool`: the folder for the temporary file that keeps a standard input too large for memory. Raises
         `UserError` for a source that is missing or broken, and when no text is left.
         """
-        corpus = cls(sources, text_field=text_field, max_bytes=max_bytes, spool=spool)
+        corpus = cls(sources, text_field=text_field, max_bytes=max_bytes, encoding=encoding, spool=spool)
         corpus._scan(progress)
         if not corpus._lengths:
             shown = ", ".join(f"'{source}'" for source in sources)
@@ -136,7 +145,7 @@ class Corpus:
             yield from self._held
             return
         digest = Digest()
-        for _, piece in self._read(Reader(self._text_field)):
+        for _, piece in self._read(Reader(self._text_field, self._encoding)):
             digest(piece)
             yield piece
         if digest.content() != self.sha256:
@@ -146,7 +155,7 @@ class Corpus:
 
     def _scan(self, progress: Progress | None) -> None:
         """The first reading."""
-        reader, digest = Reader(self._text_field), Digest()
+        reader, digest = Reader(self._text_field, self._encoding), Digest()
         stage = Stage(progress, "reading the text", self._size_on_disk() if progress else 0, "B")
         counts, length = dict.fromkeys(self.sources, 0), 0
         for source, piece in self._read(reader):
@@ -173,12 +182,13 @@ class Corpus:
         for source in dict.fromkeys(self.sources):
             for piece in self._source(reader, source):
                 yield source, piece
+            reader.end_source()
 
     def _source(self, reader: Reader, source: str) -> Iterator[Piece]:
         if source == "-":
             assert self._stdin is not None
             self._stdin.seek(0)
-            yield from reader.stream("standard input", self._stdin)
+            yield from reader.stream("standard input", self._stdin, partial(_from_start, self._stdin))
         elif source == EMBEDDED:
             yield from reader.stdlib(self._max_bytes)
         elif source.startswith("corpus:"):
@@ -217,6 +227,12 @@ class Digest:
     def content(self) -> str:
         """sha256 in hex over the digests of the documents so far."""
         return self._documents.hexdigest()
+
+
+def _from_start(file: BinaryIO) -> Iterator[bytes]:
+    file.seek(0)
+    while block := file.read(BLOCK):
+        yield block
 
 
 def _size(path: Path) -> int:

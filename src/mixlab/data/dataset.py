@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixlab.data.building import Building, Memory, Sink, learnt_before
+from mixlab.data.charsets import DEFAULT
 from mixlab.data.config import DataConfig
 from mixlab.data.corpus import EMBEDDED, Corpus, Progress, Stage
 from mixlab.data.split import Split, split_documents
@@ -81,7 +82,7 @@ def prepare(
     no room for the tokens of a large text.
     """
     said, work = _Said(notes), _Work(cache_dir, progress, processes)
-    corpus = work.read(config.sources, config.text_field, config.max_bytes, said)
+    corpus = work.read(config.sources, said, config)
     counts = corpus.counts if config.weights else (len(corpus.lengths),)
     split = _split(corpus, counts, config)
     identity = tokenizer.hash if tokenizer else _recipe(config)
@@ -130,6 +131,7 @@ def prepare_single(
     context: int = 0,
     text_field: str = "text",
     max_bytes: int = 4_000_000,
+    encoding: str = DEFAULT,
     cache_dir: Path | str | None = None,
     notes: Notes | None = None,
     progress: Progress | None = None,
@@ -140,7 +142,8 @@ def prepare_single(
     Arguments and errors as of `prepare`.
     """
     said, work = _Said(notes), _Work(cache_dir, progress, processes)
-    corpus = work.read(sources, text_field, max_bytes, said)
+    config = DataConfig(sources=tuple(sources), text_field=text_field, max_bytes=max_bytes, encoding=encoding)
+    corpus = work.read(config.sources, said, config)
     key = _key(corpus, tokenizer.hash, "whole")
     counts = (len(corpus.lengths),)
     _, files = work.tokens(key, ("text",), corpus, corpus.lengths, counts, lambda: tokenizer, said)
@@ -171,12 +174,13 @@ class _Work:
         self.cache = TokenCache(Path(cache_dir) if cache_dir is not None else default_cache_dir())
         self.progress, self.processes = progress, processes
 
-    def read(self, sources: Sequence[str], text_field: str, max_bytes: int, said: _Said) -> Corpus:
-        """The corpus, read once."""
+    def read(self, sources: Sequence[str], said: _Said, config: DataConfig) -> Corpus:
+        """The corpus, read once; config: how."""
         return Corpus.read(
             sources,
-            text_field=text_field,
-            max_bytes=max_bytes,
+            text_field=config.text_field,
+            max_bytes=config.max_bytes,
+            encoding=config.encoding,
             notes=said,
             progress=self.progress,
             spool=self.cache.root,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import json
 import re
 import zlib
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from mixlab.data.charsets import DEFAULT, WIDE, marked, plain_name
 from mixlab.errors import UserError, nearest
 
 BLOCK = 1 << 19
@@ -21,8 +23,14 @@ BLOCK = 1 << 19
 MAX_ROW = 1 << 28
 """Bytes of the longest JSON line: a row is decoded whole, at about four times its size."""
 
-_UTF8_MARK = codecs.BOM_UTF8
-_UTF16 = {codecs.BOM_UTF16_LE: codecs.utf_16_le_decode, codecs.BOM_UTF16_BE: codecs.utf_16_be_decode}
+_STATELESS: dict[str, Callable[..., tuple[str, int]]] = {
+    "utf-8": codecs.utf_8_decode,
+    "utf-16-le": codecs.utf_16_le_decode,
+    "utf-16-be": codecs.utf_16_be_decode,
+    "utf-32-le": codecs.utf_32_le_decode,
+    "utf-32-be": codecs.utf_32_be_decode,
+}
+_UNITS = {"utf-16-le": "<u2", "utf-16-be": ">u2", "utf-32-le": "<u4", "utf-32-be": ">u4"}
 _UNWANTED = re.compile("[\0\ud800-\udfff]")
 _REPLACEMENT = "\ufffd"
 _REPLACEMENT_BYTES = _REPLACEMENT.encode()
@@ -42,39 +50,95 @@ class Piece(NamedTuple):
 class Decoder:
     """The bytes of one text, block by block, as clean text.
 
-    UTF-8 unless a byte-order mark says UTF-16; the mark is dropped. Invalid sequences become U+FFFD, as do
-    NULs; `replaced` counts them.
+    In `encoding`, unless a byte-order mark says UTF-8, UTF-16 or UTF-32; the mark is dropped. Invalid
+    sequences become U+FFFD, as do NULs; `invalid` and `replaced` (with the NULs) count them. size: bytes so
+    far. also_utf8: whether a text in another encoding is, so far, UTF-8 beyond ASCII too.
     """
 
-    def __init__(self) -> None:
-        self.replaced = 0
-        self._rest = b""
-        self._utf16: Callable[..., tuple[str, int]] | None = None
-        self._begun = False
+    def __init__(self, encoding: str = DEFAULT) -> None:
+        self.invalid = self.replaced = self.size = 0
+        self._encoding, self._rest, self._begun = plain_name(encoding), b"", False
+        self._decode: Callable[..., tuple[str, int]] = codecs.utf_8_decode
+        self._utf8: codecs.IncrementalDecoder | None = None
+        self._beyond_ascii = False
+
+    @property
+    def also_utf8(self) -> bool:
+        """Whether a text in another encoding is, so far, UTF-8 beyond ASCII too."""
+        return self._utf8 is not None and self._beyond_ascii
 
     def __call__(self, block: bytes, *, final: bool) -> tuple[str, bytes]:
-        """The text that is whole with `block`, and its UTF-8; the first block has at least 3 bytes, unless it
+        """The text that is whole with `block`, and its UTF-8; the first block has at least 4 bytes, unless it
         is the only one."""
+        self.size += len(block)
         if not self._begun:
-            self._begun = True
-            self._utf16 = _UTF16.get(block[:2])
-            block = block[2:] if self._utf16 else block.removeprefix(_UTF8_MARK)
+            block = self._begin(block)
+        if self._utf8 is not None:
+            self._try_utf8(block, final)
         block = self._rest + block if self._rest else block
-        decode = self._utf16 or codecs.utf_8_decode
-        text, used = decode(block, "replace", final)
+        text, used = self._decode(block, "replace", final)
         self._rest, raw = block[used:], block[:used] if used < len(block) else block
-        if _REPLACEMENT not in text and "\0" not in text and not self._utf16:
-            return text, raw
-        self.replaced += text.count(_REPLACEMENT) - self._genuine(raw) + text.count("\0")
+        is_utf8 = self._encoding == DEFAULT
+        if _REPLACEMENT not in text and "\0" not in text:
+            return text, raw if is_utf8 else text.encode("utf-8", "replace")
+        invalid, nuls = text.count(_REPLACEMENT) - self._genuine(raw), text.count("\0")
+        self.invalid, self.replaced = self.invalid + invalid, self.replaced + invalid + nuls
         text = text.replace("\0", _REPLACEMENT)
-        return text, text.encode()
+        return text, text.encode("utf-8", "replace")
+
+    def _begin(self, block: bytes) -> bytes:
+        """Settle the encoding; the block without a mark."""
+        self._begun = True
+        mark, named = marked(block)
+        self._encoding = named or self._encoding
+        if self._encoding in _STATELESS:
+            self._decode = _STATELESS[self._encoding]
+        else:
+            whole = codecs.getincrementaldecoder(self._encoding)("replace")
+            self._decode = lambda data, errors, final: (whole.decode(data, final), len(data))
+            self._utf8 = codecs.getincrementaldecoder(DEFAULT)()
+        return block[len(mark) :]
+
+    def _try_utf8(self, block: bytes, final: bool) -> None:
+        assert self._utf8 is not None
+        self._beyond_ascii = self._beyond_ascii or not block.isascii()
+        try:
+            self._utf8.decode(block, final)
+        except UnicodeDecodeError:
+            self._utf8 = None
 
     def _genuine(self, raw: bytes) -> int:
         """How many U+FFFD stand in the bytes themselves."""
-        if self._utf16 is None:
+        if self._encoding == DEFAULT:
             return raw.count(_REPLACEMENT_BYTES)
-        order = "<u2" if self._utf16 is codecs.utf_16_le_decode else ">u2"
-        return int(np.count_nonzero(np.frombuffer(raw[: len(raw) // 2 * 2], order) == ord(_REPLACEMENT)))
+        unit = _UNITS.get(self._encoding)
+        if unit is None:
+            return 0
+        whole = len(raw) // np.dtype(unit).itemsize * np.dtype(unit).itemsize
+        return int(np.count_nonzero(np.frombuffer(raw[:whole], unit) == ord(_REPLACEMENT)))
+
+
+class Recoded(io.RawIOBase):
+    """A file in any encoding, read as UTF-8 through `decoder`."""
+
+    def __init__(self, file: BinaryIO, decoder: Decoder) -> None:
+        self._file, self._decoder = file, decoder
+        self._rest, self._ended = memoryview(b""), False
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """The next bytes into `buffer`; how many."""
+        while not self._rest and not self._ended:
+            block = self._file.read(BLOCK)
+            self._ended = not block
+            self._rest = memoryview(self._decoder(block, final=self._ended)[1])
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
 
 
 def decode_text(data: bytes) -> tuple[str, int]:
@@ -99,9 +163,11 @@ def is_encodable(text: str) -> bool:
     return True
 
 
-def looks_binary(data: bytes, probe: int = 8192) -> bool:
-    """Whether there is a NUL in the first `probe` bytes (git's test and number) of what is not UTF-16."""
-    return b"\0" in data[:probe] and data[:2] not in _UTF16
+def looks_binary(data: bytes, encoding: str = DEFAULT, probe: int = 8192) -> bool:
+    """Whether there is a NUL in the first `probe` bytes (git's test and number) of what is in no encoding
+    that has them."""
+    wide = (marked(data)[1] or plain_name(encoding)) in WIDE
+    return not wide and b"\0" in data[:probe]
 
 
 class LongestLine:
@@ -132,10 +198,10 @@ def whole_gzip(where: str) -> Iterator[None]:
 
 
 def json_rows(where: str, file: BinaryIO, text_field: str) -> Iterator[tuple[str, int]]:
-    """(clean text, replacements) of field `text_field` of every line that is not blank.
+    """(clean text, replacements) of field `text_field` of every line that is not blank, null as "".
 
-    Raises `UserError` with the line's number for a line that is no JSON object, lacks the text or is longer
-    than `MAX_ROW`.
+    `file` is whole UTF-8, see `Recoded`. Raises `UserError` with the line's number for a line that is no JSON
+    object, lacks the text or is longer than `MAX_ROW`.
     """
     number = 0
     while line := file.readline(MAX_ROW + 1):
@@ -145,17 +211,18 @@ def json_rows(where: str, file: BinaryIO, text_field: str) -> Iterator[tuple[str
                 f"'{where}', line {number}: longer than {MAX_ROW >> 20} MiB, and a row is held whole: "
                 "put such a text into a file of its own"
             )
-        line = line.removeprefix(_UTF8_MARK) if number == 1 else line
+        line = line.removeprefix(codecs.BOM_UTF8)  # of a file that was joined to the one before
         if line.strip():
             yield _json_row(f"'{where}', line {number}", line, text_field)
 
 
+# What a number is does not matter, and Python refuses to read one of more than 4300 digits.
+_JSON = json.JSONDecoder(parse_int=lambda digits: 0)
+
+
 def _json_row(where: str, line: bytes, text_field: str) -> tuple[str, int]:
-    # A NUL here is left to the JSON reader, which refuses it; only the encoding is mended.
-    source = line.decode("utf-8", "replace")
-    invalid = 0 if _REPLACEMENT not in source else source.count(_REPLACEMENT) - line.count(_REPLACEMENT_BYTES)
     try:
-        row: Any = json.loads(source)
+        row: Any = _JSON.decode(line.decode())
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({getattr(error, 'msg', 'nested too deeply')})") from None
     if not isinstance(row, dict):
@@ -168,7 +235,8 @@ def _json_row(where: str, line: bytes, text_field: str) -> tuple[str, int]:
             f"{nearest(text_field, row) if row else 'it is empty'}"
         )
     value = row[text_field]
+    if value is None:
+        return "", 0
     if not isinstance(value, str):
         raise UserError(f"{where}: field '{text_field}' is {type(value).__name__}, not text")
-    text, unwanted = clean_text(value)
-    return text, invalid + unwanted
+    return clean_text(value)
