@@ -78,6 +78,40 @@ def life_until(config: Path, run: Path, count: int) -> None:
     train(load_run_config(str(config)), run, resume=True, progress=lambda line: None)
 
 
+def at_terminal(arguments: list[str], terminal: str, out: Path) -> None:
+    """The command in the foreground of a terminal of its own; its exit status goes to the file `out`."""
+    prepare(0.0)
+    os.setsid()
+    slave = os.open(terminal, os.O_RDWR)  # a session's first terminal becomes its own
+    for number in (0, 1, 2):
+        os.dup2(slave, number)
+    os.close(slave)
+    main_with(arguments, out)
+
+
+def into_pipe(arguments: list[str], pipe: Path, out: Path) -> None:
+    """The command with standard error in the named pipe; its exit status goes to the file `out`."""
+    prepare(0.0)
+    writer = os.open(pipe, os.O_WRONLY)
+    os.dup2(writer, 2)
+    os.close(writer)
+    main_with(arguments, out)
+
+
+def main_with(arguments: list[str], out: Path) -> None:
+    """`mixlab` with these arguments on the standard streams as they are now."""
+    from mixlab.__main__ import main
+
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as end:
+        out.write_text(str(end.code))
+    except BaseException as error:
+        out.write_text(repr(error))
+
+
 def command(arguments: list[str], slow: float, out: Path) -> None:
     """A command line of mixlab; what it prints goes to the file `out`."""
     from mixlab.cli import run

@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import select
 import shutil
 import signal
 import time
@@ -127,7 +128,7 @@ def test_a_kill_at_any_touch_of_a_file_leaves_whole_checkpoints_only(tiny, proce
     assert {5, 8, 12, 16} <= ends
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_exits_with_0_and_how_to_resume(tiny, processes, tmp_path, number):
     run, out = tmp_path / "run", tmp_path / "out"
     arguments = ["train", "--preset", str(tmp_path / "run.toml"), "--out", str(run)]
@@ -142,6 +143,49 @@ def test_a_signal_saves_and_exits_with_0_and_how_to_resume(tiny, processes, tmp_
     step = read_metrics(run / "metrics.jsonl", "step")[-1]["step"]
     assert f"note: saved at step {step}; go on with: mixlab train --resume {run}\n" in out.read_text()
     checkpoint.verify(run / "checkpoints" / checkpoint.name_of(step))
+
+
+def await_first_step(run: Path, process: BaseProcess) -> None:
+    while not read_metrics(run / "metrics.jsonl", "step"):
+        assert process.is_alive()
+        time.sleep(0.01)
+
+
+def test_a_closed_terminal_saves_and_ends_the_run(tiny, processes, tmp_path):
+    """The live view is drawn there, and fails when it is gone."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    master, slave = os.openpty()
+    arguments = ["train", "--preset", str(tmp_path / "run.toml"), "--out", str(run)]
+    process = processes.Process(target=killed.at_terminal, args=(arguments, os.ttyname(slave), out))
+    process.start()
+    await_first_step(run, process)
+    os.close(slave)
+    drawn = os.read(master, 1 << 16)
+    os.close(master)
+    process.join(30)
+    assert out.read_text() == "0"
+    assert b"loss" in drawn or b"\x1b[" in drawn
+    lines = read_metrics(run / "metrics.jsonl")
+    assert (lines[-1]["kind"], lines[-1]["status"]) == ("end", "stopped")
+    checkpoint.verify(run / "checkpoints" / checkpoint.name_of(lines[-1]["step"]))
+
+
+def test_a_run_goes_on_when_nobody_reads_its_progress_any_more(tiny, processes, tmp_path):
+    tiny = with_train(tiny, steps=30)
+    (tmp_path / "run.toml").write_text(to_toml(tiny))
+    run, out, pipe = tmp_path / "run", tmp_path / "out", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    arguments = ["train", "--preset", str(tmp_path / "run.toml"), "--out", str(run)]
+    process = processes.Process(target=killed.into_pipe, args=(arguments, pipe, out))
+    process.start()
+    assert select.select([reader], [], [], 60)[0]
+    assert os.read(reader, 1)  # the first letter of the first note, and no more
+    os.close(reader)
+    process.join(60)
+    assert out.read_text() == "0"
+    end = read_metrics(run / "metrics.jsonl", "end")[-1]
+    assert (end["status"], end["step"], end["message"]) == ("done", 30, "")
 
 
 def test_a_run_that_is_being_written_is_refused_to_others(tiny, processes, tmp_path):

@@ -301,3 +301,17 @@ def test_the_first_bad_layer_is_the_first_in_order_of_execution():
     assert diagnose.bad_layer(model, lambda: model(tokens)) == "blocks.1.temporal_norm"
     assert diagnose.bad_parameter(model) == "blocks.1.temporal_norm.gain"
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_progress_that_breaks_is_told_nothing_more_and_is_not_taken_for_the_disk(config, tmp_path):
+    told = []
+
+    def progress(line):
+        told.append(line)
+        if line["kind"] == "step":
+            raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.warns(UserWarning, match="no more progress is shown"):
+        summary = train(config, tmp_path / "run", progress=progress)
+    assert summary["status"] == "done"
+    assert [line["step"] for line in told if line["kind"] == "step"] == [1]

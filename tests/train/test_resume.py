@@ -71,7 +71,7 @@ def test_the_callers_random_state_is_not_moved(config, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_says_how_to_go_on_and_is_handled_as_before_afterwards(config, tmp_path, number):
     before = signal.getsignal(number)
     summary = train(config, tmp_path / "run", progress=stop_at(3, number))

@@ -7,18 +7,16 @@ Verbs import what they need when they run, so that `mixlab --help` imports neith
 from __future__ import annotations
 
 import errno
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from mixlab.cli.options import Imports
 from mixlab.errors import RunFailed, UserError
+from mixlab.signals import INTERRUPTED
 
 VERBS = ("compare", "train", "generate", "evaluate", "report", "doctor", "parts")
 """In the order `mixlab --help` lists them. The verb `x` is the function `x` of `mixlab.cli.x`."""
@@ -93,12 +91,8 @@ def run(arguments: Sequence[str]) -> int:
         return _say(str(error), 2)
     except RunFailed as error:
         return _say(str(error), 1)
-    except BrokenPipeError:
-        # The reader has seen enough (`| head`): what is still buffered goes nowhere, silently.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted", 130)
+        return _say("interrupted", INTERRUPTED)
     except OSError as error:
         if error.errno not in WRONG_PLACE | GAVE_OUT:
             raise
@@ -121,14 +115,7 @@ def _usage(error: Exception) -> str:
 
 
 def main() -> None:
-    """Entry point of the `mixlab` script and of `python -m mixlab`."""
-    own = os.getpid()
+    """Entry point of the `mixlab` script."""
+    from mixlab.__main__ import main as entry
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != own:  # a process that was forked ends as it would have
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)  # as Ctrl-C, where nothing else is made of it
-    sys.exit(run(sys.argv[1:]))
+    entry()

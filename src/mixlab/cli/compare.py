@@ -13,13 +13,11 @@ import typer
 
 from mixlab.cli.options import Encoding, Imports, Json, Overrides, Text, count
 from mixlab.errors import RunFailed, UserError
+from mixlab.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from mixlab.compare.bands import Bands, Verdict
     from mixlab.compare.request import Request
-
-INTERRUPTED = 130
-"""The exit status of a program that SIGINT ended."""
 
 
 def compare(

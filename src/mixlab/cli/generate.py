@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mixlab.cli.options import Imports, Json, Run
+from mixlab.cli.streams import is_gone
 
 
 def generate(
@@ -77,6 +78,8 @@ def generate(
     for piece in chain([prompt], pieces):
         sys.stdout.write(piece)
         sys.stdout.flush()
+        if is_gone(sys.stdout):
+            return
     sys.stdout.write("\n")
     if len(drawn) < max_tokens:
         sys.stdout.flush()

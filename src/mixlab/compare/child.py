@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from mixlab.signals import HANGUP, on_ending, restore
 from mixlab.train.metrics import Line
 
 COMMAND = ("-m", "mixlab.compare.worker")
@@ -26,9 +27,10 @@ LAST = ("result", "stopped", "failed", "speed")
 
 
 class Signals:
-    """While entered, SIGINT and SIGTERM stop the worker: the first asks it to save, the second kills it.
+    """While entered, SIGINT, SIGTERM and SIGHUP stop the worker: the first asks it to save, the second kills
+    it, unless that is a SIGHUP, of which a closed terminal sends several.
 
-    The worker has a session of its own, so that a terminal's Ctrl-C reaches it only from here, and only once.
+    The worker has a session of its own, so that what a terminal sends reaches it only from here.
     """
 
     def __init__(self) -> None:
@@ -38,18 +40,16 @@ class Signals:
 
     def __enter__(self) -> Signals:
         with contextlib.suppress(ValueError):  # not the main thread: whoever runs it there stops it otherwise
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+            self._before = on_ending(self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        restore(self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again, self.requested = self.requested, True
+        again, self.requested = self.requested and number != HANGUP, True
         if self.child is not None:
             with contextlib.suppress(ProcessLookupError):
                 self.child.kill() if again else self.child.terminate()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import io
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from mixlab.compare.request import Request
 from mixlab.config import to_mapping
 from mixlab.errors import RunFailed
 from mixlab.train.metrics import Line
-
-Progress = Callable[[Line], None]
+from mixlab.train.progress import Progress, Told
 
 
 class Stopped(Exception):
@@ -47,12 +45,13 @@ def compare(
         {"kind": "prepare", ...}: how far a long text is read and encoded, see `mixlab.data.corpus.Progress`
         {"kind": "note", "message"}: a sentence for a person.
 
-    Raises UserError for what cannot be done, before anything is trained, and Stopped after SIGINT or SIGTERM.
+    After an OSError of its own `progress` is called no more. Raises UserError for what cannot be done, before
+    anything is trained, and Stopped after SIGINT, SIGTERM or SIGHUP.
     """
     request = request.validate()
     folder = ComparisonFolder(Path(out))
     folder.check_usable()
-    progress = progress or (lambda line: None)
+    progress = Told(progress or (lambda line: None))
     with folder.locked():
         if "-" not in request.data.sources:
             return _Comparison(request, folder, command, progress).run()

@@ -32,8 +32,10 @@ def receive(stream: BinaryIO) -> bytes:
 def main() -> None:
     """Encode until the input ends."""
     from mixlab.data.tokenizer import from_json
+    from mixlab.signals import HANGUP
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
+    for number in filter(None, (signal.SIGINT, HANGUP)):  # what a terminal sends is the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     try:
         tokenizer = from_json(json.loads(receive(sys.stdin.buffer)))
         while True:

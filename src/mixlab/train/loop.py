@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 from mixlab.config import to_mapping
@@ -28,6 +27,7 @@ from mixlab.train.folder import Changes, RunFolder, check_allowed, listed, resol
 from mixlab.train.metrics import Line, cut_back
 from mixlab.train.optimizers import Optimizers
 from mixlab.train.precision import resolve as resolve_dtype
+from mixlab.train.progress import Progress, Told
 from mixlab.train.record import Record
 from mixlab.train.resuming import afresh, beginnings, changed_since, fitting, identity
 from mixlab.train.saver import Saver
@@ -36,8 +36,6 @@ from mixlab.train.state import State
 from mixlab.train.step import Stepper, StepStopped, damaged
 from mixlab.train.stopping import StopRequest
 from mixlab.train.watch import WatchList
-
-Progress = Callable[[Line], None]
 
 
 def train(
@@ -55,14 +53,15 @@ def train(
     progress: called with every line of metrics.jsonl as it is written, with {"kind": "start", "run",
     "length": {what it is counted in: how much}} before the first, with {"kind": "prepare", ...} while a long
     text is read and encoded (`mixlab.data.corpus.Progress`), and with {"kind": "note", "message"} for what a
-    person should be told; without it, notes are Python warnings.
+    person should be told; without it, notes are Python warnings. After an OSError of its own it is called no
+    more, and training goes on.
 
-    The summary's `status` is "done", or "stopped" after SIGTERM or SIGINT (its `message` says how to go
-    on). Raises UserError for a config, text or folder that cannot work, RunFailed for a loss that is not
+    The summary's `status` is "done", or "stopped" after SIGTERM, SIGINT or SIGHUP (its `message` says how to
+    go on). Raises UserError for a config, text or folder that cannot work, RunFailed for a loss that is not
     finite or a full disk.
     """
     config.validate()
-    report = Sinks(config.train.sinks, optional=config.train.sinks_optional, report=progress or _warn)
+    report = Sinks(config.train.sinks, optional=config.train.sinks_optional, report=Told(progress or _warn))
     folder = RunFolder(Path(out))
     if resume:
         folder.read_config()
@@ -163,11 +162,11 @@ class Trainer:
         """Train to the horizon or to a requested stop; returns the summary, which ends the record."""
         with disk_errors(f"to {self.folder.path}", failure=UserError):
             self.record.open()
-        with contextlib.closing(self.record), self.saver:
+        with self.stop, contextlib.closing(self.record), self.saver:
             if self.changes:
                 self.record.write({**self.totals("config"), "changes": self.changes})
             try:
-                with self.stop, disk_errors(f"to {self.folder.path}"):
+                with disk_errors(f"to {self.folder.path}"):
                     self.loop()
             except RunFailed as failure:
                 self.saver.settle()

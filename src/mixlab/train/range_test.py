@@ -57,7 +57,7 @@ def find_lr(
 
     One batch a step, as the run itself would draw them; it ends early once the loss is WORSE times what it
     began with, or not finite. Nothing is written. progress: called with {"step", "rate", "loss"} after every
-    step. UserError for an n-gram; RunFailed after SIGTERM or SIGINT, where memory is
+    step. UserError for an n-gram; RunFailed after SIGTERM, SIGINT or SIGHUP, where memory is
     short, and if the loss or a gradient is not finite before there are two losses.
     """
     if config.model is None:

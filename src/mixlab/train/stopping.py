@@ -1,9 +1,8 @@
-"""SIGTERM and SIGINT as a request: give up or finish what is under way, save, leave."""
+"""A signal as a request: give up or finish what is under way, save, leave."""
 
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
@@ -11,12 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mixlab import signals
+
 
 class StopRequest:
-    """While entered, a first SIGTERM or SIGINT is remembered in `requested`; a second acts as it did before.
+    """While entered, a first SIGTERM, SIGINT or SIGHUP is remembered in `requested`; a second acts as it did
+    before, but for SIGHUP, of which a closed terminal sends several.
 
     Handlers can only be set in the main thread: elsewhere nothing is installed and nothing is ever
-    requested. The ones that were there are put back on leaving.
+    requested. Leaving restores those that were there.
     """
 
     def __init__(self) -> None:
@@ -25,14 +27,14 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
+            self._before = signals.on_ending(self._request)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        signals.restore(self._before)
+        self._before = {}
 
     def __call__(self) -> bool:
         """Whether a stop was requested."""
@@ -40,12 +42,9 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        self._before.clear()
+        hangup = {n: handler for n, handler in self._before.items() if n == signals.HANGUP}
+        signals.restore({n: handler for n, handler in self._before.items() if n not in hangup})
+        self._before = hangup
 
 
 @contextlib.contextmanager

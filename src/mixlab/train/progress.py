@@ -1,0 +1,28 @@
+"""What is told to a person or a program while work goes on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from mixlab.train.metrics import Line
+
+Progress = Callable[[Line], None]
+
+
+class Told:
+    """A `progress` that may go away: at its first OSError (a broken pipe, a full disk) it is told nothing
+    more, with a Python warning, and the work goes on. What fails there must not pass for the work's own."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress: Progress | None = progress
+
+    def __call__(self, line: Line) -> None:
+        """Pass a line on."""
+        if self.progress is None:
+            return
+        try:
+            self.progress(line)
+        except OSError as error:
+            self.progress = None
+            warnings.warn(f"no more progress is shown: {error}", stacklevel=2)
