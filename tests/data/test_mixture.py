@@ -140,7 +140,9 @@ def test_what_no_mixture_can_be_made_of_is_one_sentence(sources, tmp_path):
 def test_of_a_long_validation_side_a_part_is_scored_and_that_is_said(sources, tmp_path):
     data = prepare(DataConfig(sources=sources[0], valid_tokens=100), cache_dir=tmp_path)
     (sentence,) = data.facts["notes"]
-    assert sentence == "evaluations score 100 of the 223 tokens kept aside, evenly spread (data.valid_tokens)"
+    assert sentence == (
+        "evaluations score 100 of the 223 tokens kept aside, in evenly spread windows (data.valid_tokens)"
+    )
     assert data.valid.scored == 100 and len(data.valid) == 224
     whole = prepare(DataConfig(sources=sources[0], valid_tokens=223), cache_dir=tmp_path)
     assert whole.valid.scored == 0 and whole.facts["notes"] == []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mixlab.errors import RunFailed
-from mixlab.train import loop, train
+from mixlab.train import evaluations, loop, train
 from mixlab.train.advice import advice
 from mixlab.train.config import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from mixlab.train.metrics import read_metrics
@@ -192,10 +192,10 @@ def test_a_checkpoint_that_was_better_before_it_broke_is_named_too(
     scores = iter([3.0, 2.0, 4.0])
 
     def scored(*args: Any, **keys: Any) -> Any:
-        return SimpleNamespace(line=lambda: {"bits_per_byte": next(scores), "loss_by_position": []})
+        return SimpleNamespace(tokens=1, line=lambda: {"bits_per_byte": next(scores), "loss_by_position": []})
 
     monkeypatch.setattr(loop.Trainer, "step", broken)
-    monkeypatch.setattr(loop, "evaluate", scored)
+    monkeypatch.setattr(evaluations, "evaluate", scored)
     with pytest.raises(RunFailed) as failure:
         train(with_train(config, eval_every=2), tmp_path / "run", progress=quiet)
     folder = tmp_path / "run/checkpoints"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from mixlab.config import parse, to_mapping
 from mixlab.errors import UserError
 from mixlab.parts.contract import available
-from mixlab.train import loop, randomness
+from mixlab.train import evaluations, randomness
 from mixlab.train.config import OptimizerConfig, RunConfig, ScheduleConfig
 from mixlab.train.folder import RunFolder
 from mixlab.train.kinds import KINDS
@@ -183,10 +183,12 @@ def test_the_early_record_is_in_the_checkpoint(config, tmp_path, lost):
 
 
 def test_an_evaluation_without_a_number_is_never_the_best_also_after_a_resume(config, tmp_path, monkeypatch):
-    real = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: replace(real(*a, **k), bits_per_byte=float("inf")))
+    real = evaluations.evaluate
+    monkeypatch.setattr(
+        evaluations, "evaluate", lambda *a, **k: replace(real(*a, **k), bits_per_byte=float("inf"))
+    )
     train(config, tmp_path / "run", progress=stop_at(5))
-    monkeypatch.setattr(loop, "evaluate", real)
+    monkeypatch.setattr(evaluations, "evaluate", real)
     assert train(config, tmp_path / "run", resume=True, progress=quiet)["best_step"] == 8
 
 

@@ -11,7 +11,7 @@ import torch
 
 import mixlab
 from mixlab.errors import RunFailed, UserError
-from mixlab.train import checkpoint, diagnose, loop
+from mixlab.train import checkpoint, diagnose, evaluations, loop
 from mixlab.train.config import CheckpointConfig, OptimizerConfig
 from mixlab.train.loop import train
 from mixlab.train.metrics import read_metrics
@@ -32,8 +32,15 @@ def test_the_loss_falls_and_the_record_is_whole(config, tmp_path):
     config = with_train(config, steps=40, eval_every=20, optimizer=OptimizerConfig(lr=2e-2))
     summary = train(config, tmp_path / "run", progress=seen.append)
     lines = read_metrics(tmp_path / "run/metrics.jsonl")
-    start = {"kind": "start", "run": str(tmp_path / "run"), "length": {"steps": 40}}
-    assert [start, *lines] == [line for line in seen if line["kind"] != "note"]
+    scored = lines[-2]["scored"]
+    evaluation = {"full": scored, "sample": scored, "marks": [], "every": 20}
+    start = {
+        "kind": "start",
+        "run": str(tmp_path / "run"),
+        "length": {"steps": 40},
+        "evaluation": evaluation,
+    }
+    assert [start, *lines] == [line for line in seen if line["kind"] not in ("note", "evaluating")]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 41))
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [20, 40]
     assert lines[-1] == summary
@@ -149,12 +156,12 @@ def test_the_newest_and_the_best_checkpoints_are_what_is_left(
     config, tmp_path, monkeypatch, scores, best, kept
 ):
     numbers = iter(scores)
-    real = loop.evaluate
+    real = evaluations.evaluate
 
     def scripted(*args, **kwargs):
         return replace(real(*args, **kwargs), bits_per_byte=next(numbers))
 
-    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(evaluations, "evaluate", scripted)
     keep = CheckpointConfig(every=0, keep=1)
     summary = train(with_train(config, eval_every=2, checkpoint=keep), tmp_path / "run", progress=quiet)
     assert (summary["best_step"], summary["best_bits_per_byte"]) == (best, min(scores))
@@ -167,7 +174,7 @@ def test_saving_comes_before_evaluating(config, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr(loop, "evaluate", fail)
+    monkeypatch.setattr(evaluations, "evaluate", fail)
     with pytest.raises(MemoryError):
         train(config, tmp_path / "run", progress=quiet)
     checkpoint.verify(tmp_path / "run/checkpoints/step-0000004")

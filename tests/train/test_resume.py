@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mixlab.errors import UserError
-from mixlab.train import loop
+from mixlab.train import evaluations
 from mixlab.train.config import OptimizerConfig, ScheduleConfig
 from mixlab.train.folder import RunFolder
 from mixlab.train.loop import train
@@ -95,17 +95,17 @@ def test_a_second_interrupt_ends_at_once(config, tmp_path):
 
 def test_a_signal_during_an_evaluation_gives_it_up_and_resume_makes_it(config, tmp_path, monkeypatch):
     train(config, tmp_path / "straight", progress=quiet)
-    real = loop.evaluate
+    real = evaluations.evaluate
 
     def evaluate_and_signal(*args, **kwargs):
         signal.raise_signal(signal.SIGTERM)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate_and_signal)
+    monkeypatch.setattr(evaluations, "evaluate", evaluate_and_signal)
     summary = train(config, tmp_path / "run", progress=quiet)
     assert (summary["status"], summary["step"]) == ("stopped", 4)
     assert record(tmp_path / "run", "eval") == []
-    monkeypatch.setattr(loop, "evaluate", real)
+    monkeypatch.setattr(evaluations, "evaluate", real)
     train(config, tmp_path / "run", resume=True, progress=quiet)
     assert record(tmp_path / "run") == record(tmp_path / "straight")
 

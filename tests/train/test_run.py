@@ -9,7 +9,7 @@ import torch
 import mixlab
 from mixlab.errors import UserError
 from mixlab.model.ngram import NGramConfig
-from mixlab.train import loop
+from mixlab.train import evaluations
 from mixlab.train.evaluate import evaluate
 from mixlab.train.loop import train
 from mixlab.train.metrics import read_metrics
@@ -47,8 +47,10 @@ def test_a_loaded_model_scores_as_the_record_says(config, run):
 
 def test_a_run_means_its_best_checkpoint_and_a_checkpoint_itself(config, tmp_path, monkeypatch):
     numbers = iter([1.0, 2.0])
-    real = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: replace(real(*a, **k), bits_per_byte=next(numbers)))
+    real = evaluations.evaluate
+    monkeypatch.setattr(
+        evaluations, "evaluate", lambda *a, **k: replace(real(*a, **k), bits_per_byte=next(numbers))
+    )
     train(config, tmp_path / "run", progress=quiet)
     assert open_run(tmp_path / "run").step == 4
     assert open_run(tmp_path / "run/checkpoints/step-0000008").step == 8

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mixlab.errors import RunFailed
-from mixlab.train import checkpoint, loop, saver
+from mixlab.train import checkpoint, evaluations, saver
 from mixlab.train.config import CheckpointConfig
 from mixlab.train.loop import train
 from mixlab.train.metrics import read_metrics
@@ -129,7 +129,7 @@ def test_a_failed_write_ends_the_run_at_the_next_step(config, tmp_path, monkeypa
 
 
 def test_the_checkpoint_is_on_the_disk_before_its_evaluation_begins(config, tmp_path, monkeypatch):
-    real, seen = loop.evaluate, []
+    real, seen = evaluations.evaluate, []
 
     def evaluate(*args, **kwargs):
         seen.append(checkpoint.list_checkpoints(tmp_path / "run/checkpoints")[0].name)
@@ -139,7 +139,7 @@ def test_the_checkpoint_is_on_the_disk_before_its_evaluation_begins(config, tmp_
         threading.Event().wait(0.05)
         real(tensors, path)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(evaluations, "evaluate", evaluate)
     monkeypatch.setattr(checkpoint, "save_tensors", slow)
     train(config, tmp_path / "run", progress=quiet)
     assert seen == ["step-0000004", "step-0000008"]

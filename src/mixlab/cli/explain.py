@@ -49,9 +49,7 @@ def describe(found: Mapping[str, Any]) -> str:
         "schedule": _schedule(found["schedule"]),
         "clipped": f"gradients longer than {found['clip']:g}" if found["clip"] else "nothing",
         "precision": found["dtype"],
-        "evaluated": f"every {found['eval_every']} steps and at the end"
-        if found["eval_every"]
-        else "at the end",
+        "evaluated": _evaluations(found["evaluations"]),
         "besides": ", ".join(
             key if value is True else f"{key} {value:g}" for key, value in found["besides"].items() if value
         ),
@@ -60,6 +58,20 @@ def describe(found: Mapping[str, Any]) -> str:
     width = max(map(len, facts))
     lines = [f"{name:<{width}}  {fact}" for name, fact in facts.items() if fact]
     return "\n".join([table(head, [*groups, every]), "", *lines])
+
+
+def _evaluations(plan: Mapping[str, Any]) -> str:
+    from mixlab.cli.console import short
+
+    often = f"every {plan['every']} steps and at the end" if plan["every"] else "at the end"
+    if (number := len(plan["marks"])) > 1:
+        often = f"{number} times, evenly spaced by the logarithm of the length"
+    all_of_it = plan["full"] == plan["of"]
+    on = f"on {'all' if all_of_it else short(plan['full']) + ' of'} {short(plan['of'])} validation tokens"
+    if plan["sample"] < plan["full"] and often != "at the end":
+        on = f"on {short(plan['sample'])} validation tokens, the last {on}"
+    limit = f"; before the last at most {plan['share']:.0%} of the time" if plan["share"] else ""
+    return f"{often}, {on}{limit}"
 
 
 def _batch(batch: Mapping[str, Any]) -> str:

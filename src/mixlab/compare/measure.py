@@ -18,7 +18,7 @@ from mixlab.decode import generate, stream_text
 from mixlab.model.scorer import Scorer
 from mixlab.train import machine
 from mixlab.train.evaluate import evaluate
-from mixlab.train.metrics import Line, read_metrics
+from mixlab.train.metrics import Line, is_full, read_metrics
 from mixlab.train.run import Run, open_run
 
 CURVE_POINTS = 500
@@ -53,6 +53,7 @@ def result(
         "reason": "",
         "parameters": sum(scorer.parameters_by_component().values()),
         "bits_per_byte": best["bits_per_byte"],
+        "scored": best.get("scored"),
         "tokens": summary["tokens"],
         "tokens_per_second": summary["tokens_per_second"],
         "seconds": summary["seconds"],
@@ -64,7 +65,10 @@ def result(
         "peak_memory_bytes": peak_memory,
         "components": components(scorer, context),
         "curve": curve(read_metrics(opened.path / "metrics.jsonl", "step")),
-        "evals": [_only(line, "bits_per_byte") for line in _evaluations(opened)],
+        "evals": [
+            _only({"scored": None, **line, "full": is_full(line)}, "bits_per_byte", "scored", "full")
+            for line in _evaluations(opened)
+        ],
         "loss_by_position": best["loss_by_position"],
         "sample": sample(scorer, opened.tokenizer, prompt, seed=opened.config.train.seed),
         "config": to_mapping(opened.config),
@@ -80,12 +84,12 @@ def _best_evaluation(run: Run, scorer: Scorer, context: int) -> Line:
     if run.context != context:
         valid = prepare(run.config.data, tokenizer=run.tokenizer).valid
         return evaluate(scorer, valid, context=context, dtype="float32").line()
-    lines = _evaluations(run)
+    lines = [line for line in _evaluations(run) if is_full(line)]
     return next((line for line in lines if line["step"] == run.step), lines[-1])
 
 
-def _only(line: Mapping[str, Any], key: str) -> Line:
-    return {name: line[name] for name in ("step", "tokens", "seconds", "flops", key)}
+def _only(line: Mapping[str, Any], *keys: str) -> Line:
+    return {name: line[name] for name in ("step", "tokens", "seconds", "flops", *keys)}
 
 
 def curve(steps: Sequence[Line]) -> list[Line]:

@@ -291,15 +291,19 @@ def eval_windows(
     if context < 1 or batch_size < 1:
         raise UserError(f"context is {context} and batch_size {batch_size}; both must be at least 1")
     full, rest = divmod(max(len(stream) - 1, 0), context)
-    starts = np.arange(full) * context
-    if 0 < most < len(stream) - 1 and full:
-        chosen = max(1, most // context)
-        starts, rest = (np.arange(chosen) * full // chosen) * context, 0
+    chosen, tail = divmod(eval_targets(len(stream) - 1, context=context, most=most), context)
+    starts, rest = (np.arange(chosen) * full // max(1, chosen)) * context, rest if tail else 0
     for first in range(0, len(starts), batch_size):
         pages.read(batch_size, context)
         yield _windows(stream, starts[first : first + batch_size], context, apart)
     if rest:
         yield _windows(stream, np.array([full * context]), rest, apart)
+
+
+def eval_targets(targets: int, *, context: int, most: int = 0) -> int:
+    """How many of a stream's targets `eval_windows` gives."""
+    sampled = 0 < most < targets and targets >= context
+    return max(1, most // context) * context if sampled else max(targets, 0)
 
 
 def _windows(stream: np.ndarray, starts: np.ndarray, length: int, apart: bool) -> Batch:

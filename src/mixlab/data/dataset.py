@@ -17,6 +17,7 @@ from mixlab.data.building import Building, Memory, Sink, learnt_before
 from mixlab.data.charsets import DEFAULT
 from mixlab.data.config import DataConfig
 from mixlab.data.corpus import EMBEDDED, Corpus, Progress, Stage
+from mixlab.data.sampling import sample
 from mixlab.data.split import Split, split_documents
 from mixlab.data.stretches import OtherText, fill, processes_for, sides, stretches
 from mixlab.data.tokenizer import Tokenizer, learn_tokenizer
@@ -112,15 +113,16 @@ def prepare(
     facts["tokens"] = facts["train_tokens"] + facts["valid_tokens"]
     if config.weights:
         facts["mixture"] = _mixture(files, config.weights)
-    scored = config.valid_tokens if config.valid_tokens < facts["valid_tokens"] else 0
-    if scored:
-        said(
-            f"evaluations score {scored:,} of the {facts['valid_tokens']:,} tokens kept aside, evenly spread "
-            "(data.valid_tokens)"
+    valid = sample(files["valid"], config.valid_tokens, tokenizer)
+    if valid is not files["valid"]:
+        windows = f"{valid.scored:,} of the {{}} tokens kept aside, in evenly spread windows"
+        documents = (
+            f"{len(valid) - 1:,} of the {{}} tokens kept aside, {valid.num_documents:,} whole documents"
         )
+        scored = (windows if valid.scored else documents).format(f"{facts['valid_tokens']:,}")
+        said(f"evaluations score {scored} (data.valid_tokens)")
         facts["notes"] = list(said.sentences)
-    apart = config.packing == "documents"
-    valid = replace(files["valid"], scored=scored, apart=apart)
+    valid = replace(valid, apart=config.packing == "documents")
     return Dataset(files["train"], valid, tokenizer, facts, config.weights, config.packing)
 
 

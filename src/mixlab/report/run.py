@@ -12,7 +12,7 @@ from mixlab.report.meters import gather
 from mixlab.report.view import mapping, number, rows
 
 STEP_KEYS = ("step", "tokens", "seconds", "flops", "loss")
-EVAL_KEYS = ("step", "tokens", "seconds", "flops", "bits_per_byte")
+EVAL_KEYS = ("step", "tokens", "seconds", "flops", "bits_per_byte", "scored", "full")
 
 
 def from_run(run_dir: Path) -> dict[str, Any]:
@@ -87,9 +87,10 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, An
 
 
 def _evaluations(lines: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """All evaluations, and those with a finite loss."""
+    """All evaluations, and those that are the full measure with a finite loss."""
     evals = [line for line in lines if line.get("kind") == "eval"]
-    return evals, [line for line in evals if number(line.get("bits_per_byte")) is not None]
+    full = [line for line in evals if line.get("full", True)]
+    return evals, [line for line in full if number(line.get("bits_per_byte")) is not None]
 
 
 def _bits(line: dict[str, Any]) -> float:

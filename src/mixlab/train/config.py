@@ -181,6 +181,8 @@ class TrainConfig:
     minutes: of training; evaluations and checkpoints are not counted. batch_tokens: a step's, to the nearest
     row of `context` tokens. accumulate: micro-batches that a step is cut into from the start; training cuts
     further by itself when memory runs out. eval_every: steps between evaluations, 0 for one at the end only.
+    evaluations: how many in all, the last at the end, evenly spaced by the logarithm of the length, in place
+    of eval_every; 0 is off. eval_tokens: of the validation text, for evaluations before the last; 0 is all.
     watch_every: steps between looks at the watch list, 0 for none. sinks: what else gets the numbers, of
     SINKS; sinks_optional: go on without one that cannot be used here.
     z_loss, label_smoothing: see `LanguageModel.losses`; in the gradient, not in the loss that is reported.
@@ -199,6 +201,8 @@ class TrainConfig:
     batch_tokens: int = 4096  # 16 rows of the default context: small models learn most a token there
     accumulate: int = 1
     eval_every: int = 250
+    evaluations: int = 0
+    eval_tokens: int = 0  # a sample costs less, and only full evaluations decide which checkpoint is the best
     watch_every: int = 50  # a look takes a fifth of a step or less (LOG.md): under 1% of the time
     sinks: tuple[str, ...] = ()
     sinks_optional: bool = False
@@ -260,6 +264,10 @@ class TrainConfig:
         _require(self.accumulate >= 1, "train.accumulate", self.accumulate, "at least 1")
         _require(
             self.eval_every >= 0, "train.eval_every", self.eval_every, "0 (at the end) or a number of steps"
+        )
+        _require(self.evaluations >= 0, "train.evaluations", self.evaluations, "0 (off) or how many")
+        _require(
+            self.eval_tokens >= 0, "train.eval_tokens", self.eval_tokens, "0 (all) or a number of tokens"
         )
         _require(self.watch_every >= 0, "train.watch_every", self.watch_every, "0 (off) or a number of steps")
         for name in self.sinks:

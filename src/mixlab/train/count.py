@@ -57,7 +57,11 @@ def count(
         if changes:
             begun = {"kind": "config", "step": 0, "tokens": 0, "seconds": 0.0, "flops": 0}
             log.write({**begun, "changes": changes})
-        found = evaluate(model, dataset.valid, context=CONTEXT, dtype="float32")
+
+        def progress(scored: int, total: int) -> None:
+            report({"kind": "evaluating", "step": 1, "full": True, "scored": scored, "total": total})
+
+        found = evaluate(model, dataset.valid, context=CONTEXT, dtype="float32", progress=progress)
         end = {
             "kind": "end",
             **totals,
@@ -73,7 +77,7 @@ def count(
             "peak_memory_bytes": machine.peak_memory_bytes(machine.CPU),
             "checkpoint": str(saved),
         }
-        for line in ({"kind": "eval", **totals, **found.line()}, end):
+        for line in ({"kind": "eval", **totals, **found.line(), "full": True}, end):
             log.write(line)
             report(line)
         log.close()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from mixlab.train.config import TrainConfig
 
@@ -23,6 +24,11 @@ class Counters:
     flops: int = 0
     clipped: int = 0
     micro_batches: int = 0
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Counters:
+        """The totals that a line of the record has."""
+        return cls(step=line["step"], tokens=line["tokens"], seconds=line["seconds"], flops=line["flops"])
 
     def progress(self, config: TrainConfig) -> float:
         """Fraction of the run's length that is done; 1 or more is the end."""

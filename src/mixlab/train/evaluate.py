@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mixlab.data import TokenFile, eval_windows
+from mixlab.data.batches import eval_targets
 from mixlab.data.tokens import Part
 from mixlab.errors import RunFailed
 from mixlab.model.scorer import Scorer
@@ -49,9 +50,10 @@ class Evaluation:
     sources: dict[str, float] = field(default_factory=dict)
 
     def line(self) -> dict[str, Any]:
-        """What metrics.jsonl says of it; its own "tokens" are those of training."""
+        """What metrics.jsonl says of it; "tokens" there are those of training, these are "scored"."""
         left_out = ("tokens", "bytes") if self.sources else ("tokens", "bytes", "sources")
-        return {key: value for key, value in asdict(self).items() if key not in left_out}
+        said = {key: value for key, value in asdict(self).items() if key not in left_out}
+        return {**said, "scored": self.tokens}
 
 
 def evaluate(
@@ -62,6 +64,7 @@ def evaluate(
     batch_size: int | None = None,
     dtype: str = "auto",
     stop: Callable[[], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score every token of `text` after the first once, in windows of `context` tokens that start afresh.
 
@@ -72,12 +75,21 @@ def evaluate(
     A model is put in eval mode for the time being. batch_size: windows at a time, by default those of TOKENS;
     where memory is short, all begins again with half of them. dtype: as in `TrainConfig`; log-probabilities
     are float32 and summed in float64 whatever it is. stop: asked before each batch and at each block;
-    EvaluationStopped once it says True. RunFailed if memory does not hold even one window.
+    EvaluationStopped once it says True. progress: called after each batch with how many tokens are scored,
+    and how many will be in all. RunFailed if memory does not hold even one window.
     """
 
     def check() -> None:
         if stop is not None and stop():
             raise EvaluationStopped
+
+    done, total = 0, scored_tokens(text, context)
+
+    def tell(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        if progress is not None:
+            progress(done, total)
 
     rows = batch_size or max(1, TOKENS // context)
     module = scorer if isinstance(scorer, nn.Module) else None
@@ -87,6 +99,7 @@ def evaluate(
         module.eval()
     try:
         while True:
+            done = 0
             try:
                 with (
                     torch.no_grad(),
@@ -94,7 +107,8 @@ def evaluate(
                     at_each_block(scorer, check),
                 ):
                     sums = {
-                        part: _score(scorer, part, text, context, rows, device, check) for part in text.each()
+                        part: _score(scorer, part, text, context, rows, device, check, tell)
+                        for part in text.each()
                     }
                 break
             except (RuntimeError, MemoryError) as error:
@@ -110,6 +124,18 @@ def evaluate(
         if module is not None:
             module.train(training)
     return _evaluation(sums)
+
+
+def scored_tokens(text: TokenFile, context: int) -> int:
+    """How many tokens `evaluate` scores of a text."""
+    parts = (_targets(part, text) for part in text.each())
+    return sum(eval_targets(targets, context=context, most=most) for targets, most in parts)
+
+
+def _targets(part: Part, text: TokenFile) -> tuple[int, int]:
+    """How many tokens of a part could be scored, and at most how many are to be (0: all)."""
+    targets = part.stop - part.start - 1
+    return targets, math.ceil(text.scored * targets / (len(text) - 1)) if text.scored else 0
 
 
 class _Sums(NamedTuple):
@@ -128,12 +154,12 @@ def _score(
     rows: int,
     device: torch.device,
     check: Callable[[], None],
+    tell: Callable[[int], None],
 ) -> _Sums:
     """The sums over one part of the text."""
     nats = torch.zeros(context, dtype=torch.float64)
     count = torch.zeros(context, dtype=torch.int64)
-    targets = part.stop - part.start - 1
-    most = math.ceil(text.scored * targets / (len(text) - 1)) if text.scored else 0
+    targets, most = _targets(part, text)
     apart = text.apart and isinstance(scorer, nn.Module)
     windows = eval_windows(part.of(text.tokens), context=context, batch_size=rows, most=most, apart=apart)
     for inputs, wanted, *segment in windows:
@@ -149,6 +175,7 @@ def _score(
             length = scores.shape[1]
             nats[:length] -= scores.double().sum(0).cpu()
             count[:length] += scores.shape[0]
+        tell(wanted.numel())
     return _Sums(nats, count, part.num_bytes * (int(count.sum()) / targets))
 
 

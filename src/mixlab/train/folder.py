@@ -19,7 +19,9 @@ from mixlab.train.files import disk_errors, hold, write_text
 
 # A resumed run may go on for longer, look more often and keep more; anything else would make it another run.
 LENGTH = tuple(f"train.{name}" for name in HORIZONS)
-LOOKING = ("train.eval_every", "train.watch_every", "train.sinks", "train.sinks_optional")
+LOOKING = (
+    "train.eval_every", "train.evaluations", "train.watch_every", "train.sinks", "train.sinks_optional",
+)  # fmt: skip
 BESIDE_LENGTH = ("name", *LOOKING, "train.checkpoint", "train.recompute")
 MAY_CHANGE = (*LENGTH, *BESIDE_LENGTH)
 

@@ -21,7 +21,8 @@ from mixlab.train.allocator import keep_freed_memory
 from mixlab.train.average import Average
 from mixlab.train.config import RunConfig, TrainConfig
 from mixlab.train.counters import Clock, Counters
-from mixlab.train.evaluate import EvaluationStopped, evaluate
+from mixlab.train.evaluate import EvaluationStopped
+from mixlab.train.evaluations import Evaluations
 from mixlab.train.files import disk_errors
 from mixlab.train.folder import Changes, RunFolder, check_allowed, listed, resolve
 from mixlab.train.metrics import Line, cut_back
@@ -51,10 +52,11 @@ def train(
     resume: continue the run in `out` from its newest whole checkpoint (from the start if it made none yet).
     force: resume even if config or text differ from those of the run; the record says what was changed.
     progress: called with every line of metrics.jsonl as it is written, with {"kind": "start", "run",
-    "length": {what it is counted in: how much}} before the first, with {"kind": "prepare", ...} while a long
-    text is read and encoded (`mixlab.data.corpus.Progress`), and with {"kind": "note", "message"} for what a
-    person should be told; without it, notes are Python warnings. After an OSError of its own it is called no
-    more, and training goes on.
+    "length": {what it is counted in: how much}, "evaluation": `Evaluations.plan`} before the first, with
+    {"kind": "prepare", ...} while a long text is read and encoded (`mixlab.data.corpus.Progress`), with
+    {"kind": "evaluating", ...} during an evaluation (`Evaluations.make`), and with {"kind": "note",
+    "message"} for what a person should be told; without it, notes are Python warnings. After an OSError of
+    its own it is called no more, and training goes on.
 
     The summary's `status` is "done", or "stopped" after SIGTERM, SIGINT or SIGHUP (its `message` says how to
     go on). Raises UserError for a config, text or folder that cannot work, RunFailed for a loss that is not
@@ -94,7 +96,7 @@ def train(
             else:
                 folder.check_free()  # again, now that no other process can take it
             folder.write_start(config, dataset, facts)
-            report(start)
+            report({**start, "evaluation": trainer.evaluations.plan()})
             with report.open(folder.path, trainer.done.step, to_mapping(config)):
                 return trainer.run()
 
@@ -147,6 +149,7 @@ class Trainer:
         )
         self.record = Record(folder.metrics, report)
         self.saver = Saver(folder.checkpoints, self.config.checkpoint, self.record)
+        self.evaluations = Evaluations(self.config, dataset, self.context)
         self.clock = Clock()
         self.speed = meters.Speed(self.device.type, self.bfloat16)
         self.watch = WatchList(
@@ -194,7 +197,8 @@ class Trainer:
                 self.watch_if_due()
                 # A size that memory has just forced is saved, so that a resume goes on with it.
                 cut = self.stepper.micro_batches != pieces
-                if cut or self.evaluation_is_due() or self.saver.is_due(self.done.step):
+                full = self.evaluation_is_due() and self.evaluations.full(self.done)
+                if cut or full or self.saver.is_due(self.done.step):
                     self.save()
                 self.evaluate_if_due()
         if self.stop.requested:
@@ -256,27 +260,30 @@ class Trainer:
         return self.done.progress(self.config) >= 1
 
     def evaluation_is_due(self) -> bool:
-        """Every N steps and at the end, unless the record has it already."""
-        step, every = self.done.step, self.config.eval_every
-        scheduled = step > 0 and (self.finished() or bool(every and step % every == 0))
-        return scheduled and self.record.last.get("eval", {}).get("step") != step
+        """Whether the schedule asks for one that the record does not have."""
+        return self.evaluations.due(self.done, self.record.last.get("eval"))
 
     def evaluate_if_due(self) -> None:
         """Score the validation text and note the best; given up if a stop is requested meanwhile.
 
-        The checkpoint made before is on the disk by then: a process that ends here loses no step.
+        A full measure has its checkpoint on the disk by then: a process that ends here loses no step.
         """
         if not self.evaluation_is_due():
             return
-        self.saver.wait()
         dtype = "bfloat16" if self.bfloat16 else "float32"
+        full = self.evaluations.full(self.done)
         with self.clock.paused(), self.state.averaged(), contextlib.suppress(EvaluationStopped):
+            if full:
+                self.saver.wait()
             try:
-                found = evaluate(self.model, self.valid, context=self.context, dtype=dtype, stop=self.stop)
+                found = self.evaluations.make(
+                    self.model, self.done, dtype=dtype, stop=self.stop, report=self.report
+                )
             except UserError as error:
                 raise damaged(self.valid.tokens, "an evaluation", error) from None
-            self.record.write({**self.totals("eval"), **found.line()})
-            self.saver.prune()
+            self.record.write({**self.totals("eval"), **found})
+            if full:
+                self.saver.prune()
 
     def totals(self, kind: str) -> Line:
         """The fields that every line has."""
@@ -292,7 +299,7 @@ class Trainer:
     def summary(self, status: str, message: str) -> Line:
         """The record's last line."""
         last, best = self.record.last, self.record.best or {}
-        steps, evaluation = last.get("step", {}), last.get("eval", {})
+        steps, evaluation = last.get("step", {}), self.record.full or {}
         return {
             **self.totals("end"),
             "status": status,

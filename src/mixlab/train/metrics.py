@@ -42,16 +42,19 @@ layer has nothing to see; on a fixed batch, in evaluation mode (see `mixlab.trai
 
 kind "eval":
 
-    bits_per_byte        nats of the whole validation text / ln 2 / its bytes
+    bits_per_byte        nats of the scored text / ln 2 / its bytes
     nats_per_token, perplexity
+    scored               tokens of the validation text that were scored
+    full                 false for the sample of `train.eval_tokens`, which is compared with no full measure
     loss_by_position     mean nats of the tokens after 1, 2, ... tokens of context
 
 kind "config", where a run was resumed with another config by force:
 
     changes              dotted key -> [what it was, what it is from here on]
 
-kind "end", the last: status "done", "stopped" or "failed", message, parameters, dtype, checkpoint; loss,
-bits_per_byte: the last; best_bits_per_byte, best_step; tokens_per_second over the whole; peak_memory_bytes.
+kind "end", the last: status "done", "stopped" or "failed", message, parameters, dtype, checkpoint; loss: the
+last; bits_per_byte: of the last full evaluation; best_bits_per_byte, best_step; tokens_per_second over the
+whole; peak_memory_bytes.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +141,13 @@ def cut_back(path: Path, step: int, early: Path | None = None) -> None:
     write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
 
 
+def is_full(line: Mapping[str, Any]) -> bool:
+    """Whether an "eval" line is the full measure; those of older records all are."""
+    return bool(line.get("full", True))
+
+
 def best_step(path: Path) -> int | None:
-    """The step of the evaluation with the fewest bits per byte; None before the first."""
-    evaluations = [line for line in read_metrics(path, "eval") if line["bits_per_byte"] is not None]
+    """The step of the full evaluation with the fewest bits per byte; None before the first."""
+    lines = filter(is_full, read_metrics(path, "eval"))
+    evaluations = [line for line in lines if line["bits_per_byte"] is not None]
     return min(evaluations, key=lambda line: line["bits_per_byte"])["step"] if evaluations else None

@@ -6,17 +6,19 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from mixlab.train.metrics import Line, MetricsLog, read_metrics
+from mixlab.train.metrics import Line, MetricsLog, is_full, read_metrics
 from mixlab.train.trend import Trend
 
 
 class Record:
-    """Writes lines, reports them, and remembers the last of each kind and the best evaluation."""
+    """Writes lines, reports them, and remembers the last of each kind, and of the evaluations that are the
+    full measure the last and the best."""
 
     def __init__(self, path: Path, report: Callable[[Line], None]) -> None:
         self.path, self.report = path, report
         self.last: dict[str, Line] = {}
         self.best: Line | None = None
+        self.full: Line | None = None
         self.trend = Trend()
         self._log: MetricsLog | None = None
 
@@ -47,17 +49,16 @@ class Record:
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best evaluation; None before the first."""
+        """The step of the best full evaluation; None before the first."""
         return self.best["step"] if self.best else None
 
     def _remember(self, line: Line) -> None:
         self.last[line["kind"]] = line
         self.trend.take(line)
-        if (
-            line["kind"] != "eval"
-            or line["bits_per_byte"] is None
-            or not math.isfinite(line["bits_per_byte"])
-        ):
+        if line["kind"] != "eval" or not is_full(line):
             return
-        if self.best is None or line["bits_per_byte"] < self.best["bits_per_byte"]:
+        self.full, bits = line, line["bits_per_byte"]
+        if bits is None or not math.isfinite(bits):
+            return
+        if self.best is None or bits < self.best["bits_per_byte"]:
             self.best = line
