@@ -26,7 +26,7 @@ SHARE = 0.15
 in minutes. One that would take more is left out."""
 
 FORWARD = 1 / 3
-"""Time of scoring a token over that of training on it, until it is measured: a backward costs two forwards."""
+"""Time of scoring a token over that of training on it, until measured: a backward costs two forwards."""
 
 
 def marks(number: int) -> list[float]:
