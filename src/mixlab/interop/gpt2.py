@@ -49,14 +49,14 @@ def from_transformers(source: Any) -> LanguageModel:
         for end in ("weight", "bias"):
             fused = given.take(f"{prefix}h.{i}.attn.c_attn.{end}")  # (D, 3D) or (3D)
             for name, third in zip("qkv", fused.chunk(3, -1), strict=True):
-                weights[f"blocks.{i}.temporal.{name}.{end}"] = third.t() if third.ndim == 2 else third
+                weights[f"blocks.{i}.temporal.{name}.{end}"] = _product("c_attn", third)
     given.finish(ignore=r"\.attn\.(masked_)?bias$|^lm_head\.weight$")  # masks; the tied head
     return hf.fill(configure(given.config), weights)
 
 
 def _product(name: str, tensor: Tensor) -> Tensor:
     """GPT-2's Conv1D multiplies x W, a Linear x W^T."""
-    return tensor.t() if ".c_" in name and tensor.ndim == 2 else tensor
+    return tensor.t().contiguous() if "c_" in name and tensor.ndim == 2 else tensor
 
 
 def configure(c: Mapping[str, Any]) -> dict[str, Any]:

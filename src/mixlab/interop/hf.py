@@ -10,26 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mixlab.errors import UserError
-from mixlab.model.language_model import LanguageModel, build_model
+from mixlab.model.language_model import LanguageModel
+from mixlab.model.weights import StoredTensors, assign, hollow_model, without_aliases
 
 
 @dataclass
 class Checkpoint:
-    """config: the keys of config.json. weights: name -> tensor. taken: the names asked for so far."""
+    """config: the keys of config.json. weights: name -> tensor. shared: whether these are somebody's, so that
+    what is taken is a copy. taken: the names asked for so far."""
 
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
+    shared: bool = True
     taken: set[str] = field(default_factory=set)
 
     def take(self, name: str) -> Tensor:
-        """The tensor of that name, which now counts as used. Raises UserError if there is none."""
+        """The tensor of that name, in float32; it now counts as used. Raises UserError if there is none."""
         if name not in self.weights:
             raise UserError(f"the weights lack '{name}', which a {self.config.get('model_type')} model has")
         self.taken.add(name)
-        return self.weights[name]
+        return self.weights[name].detach().to("cpu", torch.float32, copy=self.shared)
 
     def prefix(self, name: str) -> str:
         """`name` if any weight starts with it, else "": a model saved without its head lacks the prefix."""
@@ -59,7 +63,7 @@ def checkpoint(source: Any) -> Checkpoint:
     """
     if isinstance(source, str | Path):
         folder = Path(source)
-        return Checkpoint(read_json(folder / "config.json"), read_weights(folder))
+        return Checkpoint(read_json(folder / "config.json"), read_weights(folder), shared=False)
     if not (hasattr(source, "config") and hasattr(source, "state_dict")):
         raise UserError(f"expected a transformers model or a folder, got {type(source).__name__}")
     return Checkpoint(source.config.to_dict(), source.state_dict())
@@ -80,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return table
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> StoredTensors:
     """All tensors of model.safetensors, or of the shards that model.safetensors.index.json names."""
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
@@ -89,23 +93,19 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         if not isinstance(table, dict) or not table:
             raise UserError(f"{index}: expected a 'weight_map' from tensors to files")
         names = set(table.values())
-    weights: dict[str, Tensor] = {}
-    for name in sorted(names):
-        weights |= read_file(folder / name)
-    return weights
+    return read_files(*(folder / name for name in sorted(names)))
 
 
-def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file; UserError if it is missing or none."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.exists():
-        raise UserError(f"{path}: no such file; weights must be in the safetensors format")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file: {error}") from None
+def read_files(*paths: Path) -> StoredTensors:
+    """The tensors of safetensors files, read when they are taken; UserError if one is missing or none."""
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file; weights must be in the safetensors format")
+        try:
+            StoredTensors(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: not a safetensors file: {error}") from None
+    return StoredTensors(*paths)
 
 
 def check_type(source: Checkpoint, *types: str) -> None:
@@ -123,16 +123,13 @@ def by_layer(names: Mapping[str, str], depth: int) -> Iterable[tuple[str, str]]:
 
 
 def fill(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> LanguageModel:
-    """A model of that config with exactly those weights, in float32 and evaluation mode.
+    """A model of that config with exactly those weights, which become its own, in evaluation mode.
 
-    Raises UserError if a name is missing, not known, or of another shape. The random generator is left as
-    it was.
+    weights: float32, without the head's where it is tied. Raises UserError if a name is missing, not known,
+    or of another shape. The random generator is left as it was.
     """
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(config)
-    if model.config.tied:
-        weights = {**weights, "head.weight": weights["embedding.weight"]}
-    own = model.state_dict()
+    model = hollow_model(config)
+    own, _ = without_aliases(model)
     _refuse(own.keys() - weights.keys(), "no weights were given for {}")
     _refuse(weights.keys() - own.keys(), "the model has no {}")
     for name, tensor in weights.items():
@@ -140,8 +137,14 @@ def fill(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> LanguageMo
             raise UserError(
                 f"{name} has the shape {tuple(tensor.shape)}, the config asks for {tuple(own[name].shape)}"
             )
-    model.load_state_dict(weights)
+    assign(model, {name: _alone(tensor) for name, tensor in weights.items()})
     return model.eval()
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The same numbers in memory that holds nothing else."""
+    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _refuse(names: Iterable[str], sentence: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mixlab.errors import UserError
 from mixlab.interop import hf
 from mixlab.model.language_model import LanguageModel
+from mixlab.model.weights import StoredTensors
 from mixlab.parts.temporal.rwkv7_core import NORM_EPS
 
 Layout = Literal[0, 1]
@@ -79,7 +80,8 @@ def from_released(source: Any, *, context: int = 4096) -> LanguageModel:
     only the file's name tells (ctx4096). Raises UserError for what is no RWKV-7, or one with parts that have
     no counterpart (deep embeddings).
     """
-    given = hf.Checkpoint({"model_type": "rwkv7"}, _tensors(source))
+    shared = isinstance(source, Mapping)
+    given = hf.Checkpoint({"model_type": "rwkv7"}, _tensors(source), shared)
     if "blocks.0.att.r_k" not in given.weights:
         raise UserError("these are no weights of RWKV-7: there is no 'blocks.0.att.r_k' among them")
     heads = len(given.weights["blocks.0.att.r_k"])
@@ -127,7 +129,7 @@ def _take(
             continue
         tensor = given.take(theirs)
         if ours.endswith((".down.weight", ".up.weight")):
-            tensor = tensor.t() if layout == RELEASED else tensor  # x W there, W x here
+            tensor = tensor.t().contiguous() if layout == RELEASED else tensor  # x W there, W x here
         elif not ours.endswith(".weight"):
             tensor = tensor.flatten()  # (1, 1, D), and (H, K) of r_k
         weights[ours] = tensor
@@ -160,6 +162,8 @@ def _layer(name: str) -> int:
 def _tensors(source: Any) -> Mapping[str, Tensor]:
     """Released tensors by name, from a table of them or a file."""
     weights = source if isinstance(source, Mapping) else _read(Path(source))
+    if isinstance(weights, StoredTensors):
+        return weights
     if not isinstance(weights, Mapping) or not all(isinstance(t, Tensor) for t in weights.values()):
         raise UserError("RWKV-7's weights must be a table from names to tensors")
     return weights
@@ -170,7 +174,7 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a model's .pth or .safetensors file")
     if path.suffix == ".safetensors":
-        return hf.read_file(path)
+        return hf.read_files(path)
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path}: not a file of tensors as torch.save writes it, and not named .safetensors")
     try:

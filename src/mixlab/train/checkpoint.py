@@ -21,13 +21,14 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mixlab.errors import UserError
+from mixlab.model.weights import StoredTensors, assign, without_aliases
 from mixlab.train.files import fsync, sha256, write_text
 
 FORMAT = 1
@@ -40,6 +41,8 @@ MODEL, TENSORS, SCALARS, RECORD, MANIFEST = (
 )
 PREFIX = "step-"
 DAMAGED = "damaged-"
+
+Read = TypeVar("Read")
 
 
 class DamagedError(UserError):
@@ -202,7 +205,7 @@ def save_model(model: nn.Module, path: Path) -> None:
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state dict, contiguous; tensors that share memory come once."""
-    return _without_aliases(model)[0]
+    return {name: tensor.contiguous() for name, tensor in without_aliases(model)[0].items()}
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -216,11 +219,26 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def load_model(model: nn.Module, path: Path) -> None:
-    """Put the tensors of a safetensors file into `model`; UserError where names or shapes do not fit."""
-    tensors = load_tensors(path)
-    aliases = _without_aliases(model)[1]
+    """Put the tensors of a safetensors file into `model`; UserError where names or shapes do not fit.
+
+    They are read into the memory of its own tensors; those of a hollow model get memory of theirs.
+    """
+    stored = _reading(path, StoredTensors, path)
+    own, aliases = without_aliases(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    if shapes != {name: stored.shape(name) for name in stored}:
+        _load_as_it_fits(model, path, set(aliases))
+        return
+    hollow = [name for name, tensor in own.items() if tensor.is_meta]
+    for name in own.keys() - set(hollow):
+        _reading(path, stored.read_into, name, own[name])
+    assign(model, {name: _reading(path, stored.__getitem__, name).to(own[name].dtype) for name in hollow})
+
+
+def _load_as_it_fits(model: nn.Module, path: Path, aliases: set[str]) -> None:
+    """As the model's own modules put tensors of other names or shapes into themselves, if any do."""
     try:
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
+        missing, unexpected = model.load_state_dict(load_tensors(path), strict=False)
     except RuntimeError as error:
         raise UserError(f"{path} does not fit the run's config: {_last_line(error)}") from None
     wrong = sorted((set(missing) - aliases) | set(unexpected))
@@ -230,8 +248,13 @@ def load_model(model: nn.Module, path: Path) -> None:
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file; DamagedError if it is not one."""
+    return _reading(path, load_file, path)
+
+
+def _reading(path: Path, read: Callable[..., Read], *arguments: Any) -> Read:
+    """What `read` gives; DamagedError if the file at `path` is no safetensors file."""
     try:
-        return load_file(path)
+        return read(*arguments)
     except (OSError, SafetensorError) as error:
         raise DamagedError(f"{path} cannot be read as safetensors: {_last_line(error)}") from None
 
@@ -240,21 +263,6 @@ def training_only(model: nn.Module) -> dict[str, Tensor]:
     """Name -> parameter that serves training alone: the model's state dict leaves it out."""
     kept = model.state_dict().keys()
     return {name: p.detach() for name, p in model.named_parameters() if name not in kept}
-
-
-def _without_aliases(model: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
-    """The state dict with each stored tensor once, contiguous, and the other names of those left out."""
-    kept: dict[str, Tensor] = {}
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    aliases = set()
-    for name, tensor in model.state_dict().items():
-        key = (tensor.data_ptr(), tuple(tensor.shape))
-        if tensor.numel() and key in seen:
-            aliases.add(name)
-            continue
-        seen.add(key)
-        kept[name] = tensor.detach().contiguous()
-    return kept, aliases
 
 
 def _last_line(error: Exception) -> str:

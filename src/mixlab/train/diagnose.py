@@ -14,7 +14,15 @@ from mixlab.errors import UserError
 
 def bad_parameter(model: nn.Module) -> str | None:
     """The name of the first parameter that holds a NaN or an infinity, if any does."""
-    return next((name for name, p in model.named_parameters() if not bool(p.isfinite().all())), None)
+    return next((name for name, p in model.named_parameters() if not _finite(p.detach())), None)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite, found without a temporary of its size."""
+    if not tensor.numel():
+        return True
+    low, high = tensor.aminmax()  # a NaN anywhere is both
+    return bool(low.isfinite() & high.isfinite())
 
 
 def check_finite(model: nn.Module, path: Path) -> None:

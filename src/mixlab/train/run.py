@@ -12,8 +12,9 @@ import torch
 from mixlab.data import TokenFile, load_tokenizer
 from mixlab.data.tokenizer import Tokenizer
 from mixlab.errors import UserError
-from mixlab.model.language_model import LanguageModel, build_model
+from mixlab.model.language_model import LanguageModel
 from mixlab.model.ngram import NGram
+from mixlab.model.weights import hollow_model
 from mixlab.train import checkpoint, diagnose, machine
 from mixlab.train.config import RunConfig
 from mixlab.train.count import CONTEXT
@@ -47,8 +48,7 @@ class Run:
         """The scorer, in eval mode; an n-gram is on the CPU whatever `device` says."""
         if self.config.model is None:
             return NGram.load(self.checkpoint)
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten: leave no trace
-            model = build_model(self.config.model)
+        model = hollow_model(self.config.model)
         checkpoint.load_model(model, self.checkpoint / checkpoint.MODEL)
         diagnose.check_finite(model, self.checkpoint)
         try:
