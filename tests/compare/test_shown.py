@@ -16,6 +16,7 @@ from mixlab.compare.request import Request
 def result(model: str, seed: int, score: float, **changed: Any) -> dict[str, Any]:
     return {
         "model": model,
+        "kind": "neural",
         "seed": seed,
         "status": "done",
         "reason": "",

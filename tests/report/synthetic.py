@@ -68,6 +68,7 @@ def result(model: str, seed: int) -> dict[str, Any]:
             "curve": [],
             "evals": only,
             "components": parts,
+            "config": {"name": "ngram", "ngram": {"order": 6}},
         }
     tokens = BATCH * CONTEXT
 

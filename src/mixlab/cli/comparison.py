@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mixlab.cli.console import Progress, short
 from mixlab.cli.console import table as aligned
+from mixlab.report.recommend import conclude
+from mixlab.report.statistics import half_width
+from mixlab.report.table import throughput
 from mixlab.report.units import duration, size
-from mixlab.report.verdict import half_width
+from mixlab.report.view import ModelView, clean, group
 
 if TYPE_CHECKING:
     from mixlab.compare.bands import Verdict
@@ -99,32 +102,43 @@ def rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
     The neural models come first, the best of them at the top; below them the baselines, likewise.
     """
-    found = []
-    for name in dict.fromkeys(str(result["model"]) for result in results):
-        done = [r for r in results if r["model"] == name and r["status"] == "done"]
-        cells = [name]
-        for key, _, show in COLUMNS:
-            values = [float(r[key]) for r in done if r.get(key) is not None]
-            cell = show(sum(values) / len(values)) if values else "-"
-            half = half_width(values) if key == "bits_per_byte" else None
-            cells.append(cell if half is None else f"{cell} ±{half:.3f}")
-        if not done:
-            cells[2] = "failed"
-        scores = [float(r["bits_per_byte"]) for r in done if r["bits_per_byte"] is not None]
-        score = sum(scores) / len(scores) if scores else float("inf")
-        found.append((any(r.get("kind") == "baseline" for r in done), score, cells))
-    return [cells for *_, cells in sorted(found, key=lambda one: one[:2])]
+    return [_cells(model) for model in group({"results": clean(results)})]
+
+
+def _cells(model: ModelView) -> list[str]:
+    cells = [model.name]
+    for key, _, show in COLUMNS:
+        values = model.values(key)
+        if key == "tokens_per_second":
+            values = [value for result in model.done if (value := throughput(result)[0]) is not None]
+        cell = show(sum(values) / len(values)) if values else "-"
+        half = half_width(values) if key == "bits_per_byte" else None
+        cells.append(cell if half is None else f"{cell} ±{half:.3f}")
+    if not model.done:
+        cells[2] = "failed"
+    return cells
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:
-    """The table to stdout, then why models failed and what the budget left unequal."""
+    """The table and what it comes to, to stdout; then why models failed and what the table needs said."""
     results = comparison["results"]
     head = ["model", *(title for _, title, _ in COLUMNS)]
     body = rows(results)
+    trained = sum(not model.is_baseline for model in group({"results": clean(results)}))
     if sys.stdout.isatty():
-        _rich(head, body)
+        _rich(head, body, trained)
     else:
-        print(aligned(head, body))
+        lines = aligned(head, body).splitlines()
+        if 0 < trained < len(body):
+            lines.insert(trained + 1, "")
+        print("\n".join(lines))
+    print()
+    conclusion = conclude(comparison)
+    for paragraph in (conclusion.headline, *conclusion.warnings, conclusion.advice):
+        if paragraph:
+            print(paragraph)
+    if conclusion.command:
+        print(f"\n    {conclusion.command}")
     print()
     for result in results:
         if result["status"] == "failed":
@@ -158,8 +172,9 @@ def print_bands(verdicts: Sequence[Verdict]) -> None:
     print(aligned(["model", "bits/byte", "expected", "band", "verdict"], body))
 
 
-def _rich(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
-    """The table for a terminal: heads broken at their units, so that it fits into 80 columns."""
+def _rich(head: Sequence[str], body: Sequence[Sequence[str]], trained: int) -> None:
+    """The table for a terminal: heads broken at their units, so that it fits into 80 columns; a space after
+    the first `trained` rows."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -169,8 +184,8 @@ def _rich(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
     for title in head:
         broken = title.replace("/", "\n/") if len(title) > 6 else title
         table.add_column(Text(broken), justify="left" if title == "model" else "right", no_wrap=True)
-    for cells in body:
-        table.add_row(*map(Text, cells))
+    for index, cells in enumerate(body, 1):
+        table.add_row(*map(Text, cells), end_section=index == trained < len(body))
     # Wider than the terminal: broken lines are better than cut numbers.
     console = Console()
     needed = console.measure(table, options=console.options.update(width=1_000)).maximum

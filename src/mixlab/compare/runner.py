@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import io
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from mixlab.config import to_mapping
 from mixlab.errors import RunFailed
 from mixlab.train.metrics import Line
 from mixlab.train.progress import Progress, Told
+
+STDIN = re.compile(r"stdin-[0-9a-f]{12}\.txt")
+"""A file that the comparison wrote itself, see `ComparisonFolder.spooled`."""
 
 
 class Stopped(Exception):
@@ -199,10 +204,17 @@ class _Comparison:
 
     def assemble(self) -> dict[str, Any]:
         """comparison.json, with the results so far."""
-        results = [self.results[e.label] for e in self.plan.entries if e.label in self.results]
-        sources = ", ".join(self.request.data.sources)
+        results = [
+            {**self.results[e.label], "run": str(self.folder.run(e).relative_to(self.folder.path))}
+            for e in self.plan.entries
+            if e.label in self.results
+        ]
+        models = self.request.models
         return {
-            "title": f"{len(self.request.models)} models on {sources}",
+            "title": f"{models[0] if len(models) == 1 else f'{len(models)} models'} on "
+            f"{called(self.request.data.sources)}",
+            "folder": str(self.folder.path),
+            "imports": list(self.request.imports),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": self.command,
             "corpus": self.dataset.facts,
@@ -213,3 +225,14 @@ class _Comparison:
             },
             "results": results,
         }
+
+
+def called(sources: Sequence[str]) -> str:
+    """What a text is called in a title: its file's name, or how many files there are."""
+    if len(sources) > 1:
+        return f"{len(sources)} texts"
+    (source,) = sources
+    if source.startswith("corpus:"):
+        return source
+    name = Path(source).absolute().name or source
+    return "standard input" if STDIN.fullmatch(name) else name

@@ -17,12 +17,21 @@ MAX_POINTS = 240  # a line of more points than this looks the same and makes the
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line: the mean over seeds, and the lowest and highest seed where there are several."""
+    """One line: the mean over seeds, and the lowest and highest seed where there are several.
+
+    end: (x, y) of the last evaluation where that scored more than the ones on the way: no point of the line.
+    """
 
     x: list[float]
     y: list[float]
     low: list[float] | None = None
     high: list[float] | None = None
+    end: tuple[float, float] | None = None
+
+    @property
+    def last(self) -> tuple[float, float]:
+        """Where it ends, by the fullest measure."""
+        return self.end or (self.x[-1], self.y[-1])
 
 
 def points(records: Any, x_key: str, y_key: str) -> list[tuple[float, float, float]]:
@@ -38,27 +47,33 @@ def points(records: Any, x_key: str, y_key: str) -> list[tuple[float, float, flo
 def eval_curve(model: ModelView, x_key: str, y_key: str = "bits_per_byte") -> Curve | None:
     """The evaluations against `x_key`: one seed as it is, several as mean, lowest and highest per step.
 
-    Only steps that every seed evaluated are drawn (seeds stopped by the clock may end at different steps). A
-    counted model has no curve: its one score holds wherever the others are.
+    Only steps that every seed evaluated are drawn (seeds stopped by the clock may end at different steps).
+    Where evaluations on the way scored a sample of the text, the line is theirs alone. A baseline has no
+    curve: its one score holds wherever the others are.
     """
-    if model.is_reference:
+    if model.is_baseline:
         return None
-    seeds = [points(result.get("evals"), x_key, y_key) for result in model.done]
+    evaluated = [rows(result.get("evals")) for result in model.done]
+    sampled = [[line for line in lines if line.get("full") is False] for lines in evaluated]
+    whole = [[line for line in lines if line.get("full") is not False] for lines in evaluated]
+    apart = any(sampled)
+    seeds = [points(lines, x_key, y_key) for lines in (sampled if apart else evaluated)]
+    ends = [found[-1][1:] for lines in whole if apart and (found := points(lines, x_key, y_key))]
+    end = (mean([x for x, _ in ends]) or 0.0, mean([y for _, y in ends]) or 0.0) if ends else None
     seeds = [seed for seed in seeds if seed]
     if not seeds:
-        return None
-    if len(seeds) == 1:
-        return Curve(x=[p[1] for p in seeds[0]], y=[p[2] for p in seeds[0]])
+        return None if end is None else Curve(x=[end[0]], y=[end[1]])
     by_step = [{step: (x, y) for step, x, y in seed} for seed in seeds]
     steps = sorted(set.intersection(*(set(seed) for seed in by_step)))
-    if not steps:
-        return Curve(x=[p[1] for p in seeds[0]], y=[p[2] for p in seeds[0]])
+    if len(seeds) == 1 or not steps:
+        return Curve(x=[p[1] for p in seeds[0]], y=[p[2] for p in seeds[0]], end=end)
     at = [[seed[step] for seed in by_step] for step in steps]
     return Curve(
         x=[mean([x for x, _ in pairs]) or 0.0 for pairs in at],
         y=[mean([y for _, y in pairs]) or 0.0 for pairs in at],
         low=[min(y for _, y in pairs) for pairs in at],
         high=[max(y for _, y in pairs) for pairs in at],
+        end=end,
     )
 
 

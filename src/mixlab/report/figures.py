@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mixlab.report.curves import Curve, by_position, eval_curve, log_bins, reach, training_curve
+from mixlab.report.scales import Scale, clip_marks, decades, fit, log_suits
 from mixlab.report.units import count, percent
 from mixlab.report.view import ModelView, mapping, number
 
 COMPONENTS = ("embedding", "temporal", "feature", "norm", "head")
 MARGIN = {"l": 58, "r": 96, "t": 22, "b": 48}  # the top has room for Plotly's buttons
 HEIGHT = 400
+FEW = 3  # points: a line of fewer cannot be seen without markers
 LABEL_GAP = 15  # pixels between two direct labels, just above the font's height
 
 
@@ -21,7 +23,8 @@ LABEL_GAP = 15  # pixels between two direct labels, just above the font's height
 class Figure:
     """One figure: its title, a one-sentence reading, and one Plotly `data` + `layout` per view.
 
-    `views` are keyed "valid" and "train" where the page's toggle applies, else "all".
+    `views` are keyed "valid" and "train" where the page's toggle applies, else "all"; there each view has a
+    "reading" of its own.
     """
 
     id: str
@@ -35,6 +38,10 @@ class Figure:
     def label(self) -> str:
         """What a screen reader says in place of the picture."""
         return f"Figure: {self.title}. {self.reading}"
+
+    def seen_as(self, view: str) -> Figure:
+        """The same with the reading of one of its views, where it has that view."""
+        return replace(self, reading=self.views.get(view, {}).get("reading", self.reading))
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def layout(x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:
 def _line(model: ModelView, curve: Curve, hover: str, *, markers: bool) -> dict[str, Any]:
     return {
         "type": "scatter",
-        "mode": "lines+markers" if markers else "lines",
+        "mode": "lines+markers" if markers or len(curve.x) < FEW else "lines",
         "name": plain(model.name),
         "meta": {"model": model.name},
         "x": curve.x,
@@ -77,6 +84,22 @@ def _line(model: ModelView, curve: Curve, hover: str, *, markers: bool) -> dict[
         "line": {"color": f"${model.slot}", "width": 2, "dash": model.dash},
         "marker": {"color": f"${model.slot}", "size": 4.5},
         "hovertemplate": hover + "<extra>%{fullData.name}</extra>",
+    }
+
+
+def _end(model: ModelView, curve: Curve, hover: str) -> dict[str, Any] | None:
+    """The diamond of a last evaluation that scored more of the text than the line's."""
+    if curve.end is None:
+        return None
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": plain(model.name),
+        "meta": {"model": model.name},
+        "x": [curve.end[0]],
+        "y": [round(curve.end[1], 5)],
+        "marker": {"color": f"${model.slot}", "size": 9, "symbol": "diamond"},
+        "hovertemplate": hover + "<br>the last, full measure<extra>%{fullData.name}</extra>",
     }
 
 
@@ -97,17 +120,6 @@ def _band(model: ModelView, curve: Curve) -> dict[str, Any] | None:
     }
 
 
-def y_range(curves: list[Curve], levels: list[float]) -> list[float]:
-    """A range that shows how the lines end: the steep first tenth of training may leave the figure."""
-    lowest = min([min(curve.y) for curve in curves] + levels)
-    ends = [curve.y[-1] for curve in curves] + levels
-    tenth = [curve.y[max(1, len(curve.y) // 10) if len(curve.y) > 2 else 0] for curve in curves]
-    span = max(max(ends) - lowest, 0.15 * (max(tenth) - lowest), 0.02)
-    top = max(max(ends), min(max(tenth), max(ends) + 1.5 * span + 0.2))
-    pad = 0.06 * max(top - lowest, 0.02)
-    return [lowest - pad, top + pad]
-
-
 class Named(Protocol):
     """What has a name and a colour: a model, or a line of its own."""
 
@@ -123,11 +135,14 @@ class Named(Protocol):
 def labels(
     ends: Sequence[tuple[Named, float]], span: list[float], height: int = HEIGHT
 ) -> list[dict[str, Any]]:
-    """The names at the right edge, where their lines end, pushed apart where they meet."""
+    """The names at the right edge, where their lines end, pushed apart where they meet.
+
+    Where there are more than fit, the lowest have theirs.
+    """
     plot = height - MARGIN["t"] - MARGIN["b"]
     scale = plot / (span[1] - span[0])
-    gap = min(LABEL_GAP, plot / len(ends))
-    ordered = sorted(ends, key=lambda end: end[1])
+    gap = LABEL_GAP
+    ordered = sorted(ends, key=lambda end: end[1])[: plot // gap + 1]
     places: list[float] = []
     for _, value in ordered:
         wish = (min(max(value, span[0]), span[1]) - span[0]) * scale
@@ -139,7 +154,7 @@ def labels(
     return [
         {
             "name": line.name,
-            "text": _short(line.name),
+            "text": _short(getattr(line, "label", line.name)),
             "xref": "paper",
             "x": 1,
             "xanchor": "left",
@@ -189,14 +204,25 @@ def _view(
     hover: str,
     *,
     markers: bool,
+    scale: Scale | None = None,
 ) -> dict[str, Any]:
-    span = y_range([curve for _, curve in lines], [level for _, level in references])
-    bands = [band for model, curve in lines if (band := _band(model, curve))]
-    data = bands + [_line(model, curve, hover, markers=markers) for model, curve in lines]
-    shown = layout(x, axis(y_title, range=span))
+    scale = scale or _scale(lines, references)
+    traces: list[dict[str, Any] | None] = [_band(model, curve) for model, curve in lines]
+    traces += [_line(model, curve, hover, markers=markers) for model, curve in lines]
+    traces += [_end(model, curve, hover) for model, curve in lines]
+    for model, curve in lines:
+        traces += clip_marks(curve.x, curve.y, scale, model.slot, each=markers, model=model.name)
+    shown = layout(x, axis(y_title, range=scale.span))
     shown["shapes"] = [_reference(model, level) for model, level in references]
-    shown["annotations"] = labels([(m, c.y[-1]) for m, c in lines] + references, span)
-    return {"data": data, "layout": shown}
+    shown["annotations"] = labels([(m, c.last[1]) for m, c in lines] + references, scale.span) + scale.note()
+    return {"data": [trace for trace in traces if trace], "layout": shown}
+
+
+def _scale(lines: Sequence[tuple[ModelView, Curve]], references: Sequence[tuple[ModelView, float]]) -> Scale:
+    """The loss axis of these lines, with their seeds' spread and the baselines."""
+    ends = [curve.end[1] for _, curve in lines if curve.end]
+    levels = [level for _, level in references] + ends
+    return fit([curve.y for _, curve in lines], levels, [v for _, c in lines for v in c.low or ()])
 
 
 AXES: dict[str, tuple[str, str, str]] = {  # key of a record -> title, axis title, hover format
@@ -206,28 +232,40 @@ AXES: dict[str, tuple[str, str, str]] = {  # key of a record -> title, axis titl
 }
 
 
-def loss_figure(models: list[ModelView], key: str, reading: str, nats_per_bit: float | None) -> Figure | None:
+def loss_figure(
+    models: list[ModelView], key: str, readings: dict[str, str], nats_per_bit: float | None
+) -> Figure | None:
     """Loss against `key` ("tokens", "seconds" or "flops"); None when no model has a curve over it.
 
-    `nats_per_bit` turns bits per byte into nats per token (for the references in the training view).
+    readings: a sentence for each view, "valid" and "train". nats_per_bit: turns bits per byte into nats per
+    token (for the baselines in the training view).
     """
     title, x_title, hover = AXES[key]
-    references = [(model, model.bits) for model in models if model.is_reference and model.bits is not None]
+    references = [(model, model.bits) for model in models if model.is_baseline and model.bits is not None]
     scored = [(m, c) for m in models if (c := eval_curve(m, key)) and _drawable(c, key)]
     trained = [(m, c) for m in models if (c := training_curve(m, key)) and _drawable(c, key)]
+    longest = max((curve.x for _, curve in scored), key=len, default=[])
+    logarithmic = key == "flops" or log_suits(longest)
     views = {}
     if scored:
         text = f"%{{y:.3f}} bits per byte<br>{hover}"
-        x = _x_axis(key, x_title, [curve for _, curve in scored], [level for _, level in references])
+        xs = [x for _, curve in scored for x in [*curve.x, *(curve.end or ())[:1]]]
+        x = _x_axis(key, x_title, xs, logarithmic)
         views["valid"] = _view(scored, references, x, "validation loss (bits per byte)", text, markers=True)
     if trained:
         levels = [(model, level * nats_per_bit) for model, level in references] if nats_per_bit else []
         text = f"%{{y:.3f}} nats per token<br>{hover}"
-        x = _x_axis(key, x_title, [curve for _, curve in trained], [level for _, level in levels])
+        top = _scale(trained, levels).span[1]  # a logarithmic axis starts where the first line is in sight
+        enters = [first for _, curve in trained if (first := reach(curve, top)) is not None and first > 0]
+        xs = [x for _, curve in trained for x in curve.x if not enters or x >= min(enters)]
+        x = _x_axis(key, x_title, xs, logarithmic)
         views["train"] = _view(trained, levels, x, "training loss (nats per token)", text, markers=False)
     if not views:
         return None
-    return Figure(id=f"loss-{key}", title=title, reading=reading, views=views, wide=key == "tokens")
+    for name, view in views.items():
+        view["reading"] = readings.get(name, "")
+    first = next(iter(views.values()))["reading"]
+    return Figure(id=f"loss-{key}", title=title, reading=first, views=views, wide=key == "tokens")
 
 
 def first_view(shown: Sequence[Figure]) -> str:
@@ -242,24 +280,28 @@ def _drawable(curve: Curve, key: str) -> bool:
     return key != "flops" or any(x > 0 for x in curve.x)
 
 
-def _x_axis(key: str, title: str, curves: list[Curve], levels: list[float]) -> dict[str, Any]:
-    if key != "flops":
+def _x_axis(key: str, title: str, xs: Sequence[float], logarithmic: bool) -> dict[str, Any]:
+    positive = [x for x in xs if x > 0]
+    if not logarithmic or not positive:
         return axis(title, rangemode="tozero", tickformat="~s" if key == "tokens" else "~r", nticks=7)
-    top = y_range(curves, levels)[1]  # a logarithmic axis starts where the first line comes into sight
-    enters = [x for curve in curves if (x := reach(curve, top)) is not None and x > 0]
-    positive = [x for curve in curves for x in curve.x if x > 0]
-    low, high = math.log10(min(enters or positive)), math.log10(max(positive))
-    return axis(title + ", logarithmic", type="log", range=[low - 0.03, high + 0.03], **log_ticks(low, high))
+    span = decades(min(positive), max(positive))
+    return axis(f"{title}, logarithmic", type="log", range=span, **log_ticks(*span))
 
 
 def log_ticks(low: float, high: float) -> dict[str, Any]:
-    """Ticks at 1, 2 and 5 times the powers of ten (at powers alone over three decades), in human units."""
-    steps = (1, 2, 5) if high - low < 2 else ((1, 3) if high - low < 3 else (1,))
-    values = [step * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
-    return {
-        "tickvals": values,
-        "ticktext": [count(value).replace(".00", "").replace(".0", "") for value in values],
-    }
+    """Round ticks between the powers of ten `low` and `high`, in human units: as few as are three or more."""
+    halves = tuple(1 + i / 2 for i in range(18))
+    for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), tuple(range(1, 10)), halves):
+        powers = range(math.floor(low), math.ceil(high) + 1)
+        values = [step * 10.0**power for power in powers for step in steps]
+        values = [value for value in values if low <= math.log10(value) <= high]
+        if len(values) >= 3:
+            break
+    return {"tickvals": values, "ticktext": [_tick(value) for value in values]}
+
+
+def _tick(value: float) -> str:
+    return count(value).replace(".00", "").replace(".0", "") if value >= 1 else f"{value:g}"
 
 
 def position_figure(models: list[ModelView], reading: str) -> Figure | None:
@@ -277,12 +319,11 @@ def position_figure(models: list[ModelView], reading: str) -> Figure | None:
         ticktext=[count(tick) for tick in ticks],
     )
     hover = "%{y:.3f} nats per token<br>position %{x:.3~r}"
-    view = _view(lines, [], x, "validation loss (nats per token)", hover, markers=False)
     values = [y for _, curve in lines for y in curve.y]
     low, high = min(values), max(values)
     pad = 0.05 * max(high - low, 0.02)
-    view["layout"]["yaxis"]["range"] = [low - pad, high + pad]
-    view["layout"]["annotations"] = labels([(m, c.y[-1]) for m, c in lines], [low - pad, high + pad])
+    scale = Scale(span=[low - pad, high + pad])  # the first positions are the point: nothing is left out
+    view = _view(lines, [], x, "validation loss (nats per token)", hover, markers=False, scale=scale)
     return Figure(
         id="position",
         title="Loss by position in the context",
@@ -312,7 +353,7 @@ def component_sums(models: list[ModelView], what: str) -> list[tuple[ModelView, 
     found = [
         (model, values) for model in models if sum((values := component_values(model, what)).values()) > 0
     ]
-    trained = [(model, values) for model, values in found if not model.is_reference]
+    trained = [(model, values) for model, values in found if not model.is_baseline]
     return trained or found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +20,13 @@ MARK = b'<meta name="generator" content="mixlab">'
 """By which a report is known."""
 
 
-def fill(template: str, shown: Sequence[Figure], **values: Any) -> str:
-    """The HTML of a template of this folder with `values`, and all that its figures need to be drawn."""
+def fill(
+    template: str, shown: Sequence[Figure], downloads: Sequence[Mapping[str, Any]] = (), **values: Any
+) -> str:
+    """The HTML of a template of this folder with `values`, and all that its figures need to be drawn.
+
+    downloads: files that the page offers, each with its "name", "type" and "content".
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -35,7 +40,8 @@ def fill(template: str, shown: Sequence[Figure], **values: Any) -> str:
     views = {figure.id: asdict(figure)["views"] for figure in shown}
     html: str = environment.get_template(template).render(
         figures={figure.id: figure for figure in shown},
-        payload=_json({"themes": THEMES, "figures": views}),
+        payload=_json({"themes": THEMES, "figures": views, "downloads": list(downloads)}),
+        downloads=downloads,
         themes=THEMES,
         style=_markup(environment.get_template("report.css").render(themes=THEMES)),
         script=_markup(script),

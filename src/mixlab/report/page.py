@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from mixlab.errors import UserError
-from mixlab.report import facts, figures, offline, readings, table, units, verdict
+from mixlab.report import (
+    downloads,
+    facts,
+    figures,
+    grid,
+    offline,
+    readings,
+    recommend,
+    table,
+    units,
+)
 from mixlab.report.figures import Figure
 from mixlab.report.view import ModelView, clean, group, mapping, number, rows
 
@@ -27,33 +37,39 @@ def render(comparison: Mapping[str, Any]) -> str:
     models = group(data)
     budget = mapping(data.get("budget"))
     joined, apart = rows(data.get("joined")), str(data.get("apart") or "")
+    timed = recommend.trusted(data)
     corpora, machines = (
         [(str(one.get("name")), mapping(one.get(key))) for one in joined or [data]]
         for key in ("corpus", "environment")
     )
-    shown = draw(models, corpora, apart=bool(apart))
+    shown = draw(models, corpora, apart=bool(apart), timed=timed)
+    first = figures.first_view(shown)
+    shown = [figure.seen_as(first) for figure in shown]
+    sweep = grid.figures(data, models)
     meters = _meters(models)
-    shown += [figure for section in meters for figure in section["figures"]]
-    head, body = table.table(models, number(budget.get("context")), apart=bool(apart))
+    shown += [*sweep, *(figure for section in meters for figure in section["figures"])]
+    head, groups = table.table(models, number(budget.get("context")), apart=bool(apart), timed=timed)
     return offline.fill(
         "report.html.j2",
         shown,
+        downloads=downloads.files(data, models),
         title=str(data.get("title") or "Comparison"),
         single=len(models) == 1,
-        headline=verdict.headline(models, among="Of these runs", apart=apart)
-        if joined
-        else verdict.headline(models),
+        conclusion=recommend.conclusion(data, models),
         created=units.date(str(data.get("created") or "")),
         command=str(data.get("command") or ""),
         budget=table.budget_words(budget),
         joined=bool(joined),
         unequal=[str(item) for item in budget.get("unequal") or []],
         columns=head,
-        rows=body,
-        footnotes=table.footnotes(models),
+        groups=groups,
+        ranked=recommend.ranked(models, apart),
+        footnotes=table.footnotes(models, mapping(data.get("evaluation"))),
+        seeds=table.by_seed(models),
         ended=table.ended(models),
         sources=table.sources(models),
-        first_view=figures.first_view(shown),
+        sweep=sweep,
+        first_view=first,
         models=models,
         training_views=sorted(
             {view for f in shown if f.id.startswith("loss-") for view in f.views}, reverse=True
@@ -72,20 +88,23 @@ def render(comparison: Mapping[str, Any]) -> str:
 
 
 def draw(
-    models: list[ModelView], corpora: Sequence[tuple[str, dict[str, Any]]], *, apart: bool = False
+    models: list[ModelView],
+    corpora: Sequence[tuple[str, dict[str, Any]]],
+    *,
+    apart: bool = False,
+    timed: bool = True,
 ) -> list[Figure]:
-    """Every figure that the numbers allow, in the page's order; `apart`: of texts that do not compare."""
+    """Every figure that the numbers allow, in the page's order.
+
+    apart: the losses are of texts that do not compare. timed: whether times are fit to conclude from.
+    """
     each = [_nats_per_bit(corpus) for _, corpus in corpora]
     nats = each[0] if len(set(each)) == 1 else None
     alike = not apart and len({_tokenizer(corpus) for _, corpus in corpora}) == 1
     own = apart and sum(model.bits is not None for model in models) > 1
     wanted = [
-        figures.loss_figure(models, key, readings.APART if own else read(models), nats)
-        for key, read in (
-            ("tokens", readings.tokens),
-            ("seconds", readings.seconds),
-            ("flops", readings.flops),
-        )
+        figures.loss_figure(models, key, readings.loss(models, key, apart=own, timed=timed), nats)
+        for key in ("tokens", "seconds", "flops")
     ] + [
         figures.component_figure(
             models,

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mixlab.report.statistics import half_width
 from mixlab.report.units import MISSING, bits, count, duration, milliseconds, percent, size
-from mixlab.report.verdict import half_width
-from mixlab.report.view import ModelView, number, rows
+from mixlab.report.verdict import counted, rank
+from mixlab.report.view import ModelView, mapping, mean, number, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +52,23 @@ class Row:
     dots: Dots | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Rows that are ranked among themselves, and what they are ('' where there are no others)."""
+
+    title: str
+    rows: list[Row]
+
+
+TIMES = ("tokens_per_second", "seconds", "decode_ms_per_token")
+"""Columns that a busy machine changes."""
+
+
 def columns(context: float | None) -> list[Column]:
     """The table's columns; `context` (tokens) goes into the head of the state's size."""
     at = f"at {count(context)} tokens" if context else "at the context length"
     return [
-        Column(key="bits_per_byte", title="Valid loss", unit="bits per byte", show=bits, better="low"),
+        Column(key="bits_per_byte", title="Validation loss", unit="bits per byte", show=bits, better="low"),
         Column(key="parameters", title="Parameters", unit="", show=count),
         Column(key="tokens_per_second", title="Training", unit="tokens/s", show=count, better="high"),
         Column(key="seconds", title="Time", unit="to train", show=duration, better="low"),
@@ -67,24 +80,52 @@ def columns(context: float | None) -> list[Column]:
 
 
 def table(
-    models: list[ModelView], context: float | None, *, apart: bool = False
-) -> tuple[list[Column], list[Row]]:
-    """The columns that at least one model fills (the loss always), and a row per model in the given order.
+    models: list[ModelView], context: float | None, *, apart: bool = False, timed: bool = True
+) -> tuple[list[Column], list[Group]]:
+    """The columns that at least one model fills (the loss always), and the rows, neural models and baselines
+    each in the given order.
 
-    apart: no loss is the best, for each is of another text.
+    apart: no loss is the best, for each is of another text. timed: whether times are fit to conclude from.
+    The best of a column is the best neural model; of the losses there is one only where the seeds settle it.
     """
     every = columns(context)
-    if apart:
-        every = [replace(c, better="") if c.key == "bits_per_byte" else c for c in every]
-    used = [c for c in every if c.key == "bits_per_byte" or any(model.values(c.key) for model in models)]
+    unsettled = apart or not rank(models).settled
+    vague = {"bits_per_byte"} if unsettled else set()
+    vague |= set() if timed else set(TIMES)
+    every = [replace(c, better="") if c.key in vague else c for c in every]
+    used = [c for c in every if c.key == "bits_per_byte" or any(_values(model, c.key) for model in models)]
     best = {column.key: _best(column, models) for column in used}
     strip = None if apart else _strip(models)
-    return used, [_row(model, used, best, strip) for model in models]
+    found = [_row(model, used, best, strip) for model in models]
+    neural = [row for row in found if not row.model.is_baseline]
+    baselines = [row for row in found if row.model.is_baseline]
+    several = bool(neural and baselines)
+    groups = [
+        Group(title="Trained" if several else "", rows=neural),
+        Group(title="Baselines: counted, not trained" if several else "", rows=baselines),
+    ]
+    return used, [group for group in groups if group.rows]
+
+
+def _values(model: ModelView, key: str) -> list[float]:
+    """A value for each seed; of the throughput the median step's where it was measured."""
+    if key == "tokens_per_second":
+        each = [throughput(result)[0] for result in model.done]
+        return [value for value in each if value is not None]
+    return model.values(key)
+
+
+def throughput(result: dict[str, Any]) -> tuple[float | None, float | None, float | None]:
+    """Tokens per second of the median step, of the slow ones and of the fast ones."""
+    found = mapping(result.get("throughput"))
+    middle = number(found.get("median"))
+    whole = number(result.get("tokens_per_second"))
+    return (whole if middle is None else middle), number(found.get("low")), number(found.get("high"))
 
 
 def _best(column: Column, models: list[ModelView]) -> float | None:
-    scored = [model for model in models if model.bits is not None]  # what broke off early is no fastest
-    values = [value for model in scored if (value := model.mean(column.key)) is not None]
+    scored = [m for m in models if m.bits is not None and not m.is_baseline]  # what broke off is no fastest
+    values = [value for model in scored if (value := mean(_values(model, column.key))) is not None]
     if not column.better or len(values) < 2:
         return None
     return min(values) if column.better == "low" else max(values)
@@ -102,11 +143,11 @@ def _row(
         return Row(model=model, cells=[], failed=model.reason or "no result")
     cells = []
     for column in used:
-        value = model.mean(column.key)
-        half = half_width(model.values(column.key)) if column.key == "bits_per_byte" else None
-        spread = f"± {bits(half)}" if half is not None and not model.is_reference else ""
-        top = value is not None and model.bits is not None and value == best[column.key]
-        cells.append(Cell(text=column.show(value), value=value, best=top, spread=spread))
+        value = mean(_values(model, column.key))
+        top = value is not None and model.bits is not None and not model.is_baseline
+        top = top and value == best[column.key]
+        text, spread = column.show(value), _spread(model, column.key)
+        cells.append(Cell(text=text, value=value, best=top, spread=spread))
     dots = None
     if strip and model.bits is not None:
         place = [
@@ -116,8 +157,24 @@ def _row(
     return Row(model=model, cells=cells, note=_note(model), dots=dots)
 
 
+def _spread(model: ModelView, key: str) -> str:
+    """Beside the loss its interval, beside the throughput from the slow steps to the fast ones."""
+    if key == "bits_per_byte" and not model.is_baseline:
+        half = half_width(model.values(key))
+        return "" if half is None else f"± {bits(half)}"
+    if key == "tokens_per_second":
+        each = [throughput(result) for result in model.done]
+        lows = [low for _, low, _ in each if low is not None]
+        highs = [high for *_, high in each if high is not None]
+        return f"{count(min(lows))} to {count(max(highs))}" if lows and highs else ""
+    return ""
+
+
 def _note(model: ModelView) -> str:
     notes = []
+    if model.is_baseline and model.done:
+        tokens = model.mean("tokens")
+        notes.append(counted(model) + (f", {count(tokens)} tokens" if tokens else ""))
     if model.failed:
         total = len(model.done) + len(model.failed)
         notes.append(f"{len(model.failed)} of {total} seeds failed: {model.reason}")
@@ -157,15 +214,52 @@ def sources(models: list[ModelView]) -> list[dict[str, Any]]:
     ]
 
 
-def footnotes(models: list[ModelView]) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class SeedRow:
+    """One run of several of a model."""
+
+    model: ModelView
+    seed: str
+    loss: str
+    time: str
+    speed: str
+    status: str
+
+
+def by_seed(models: list[ModelView]) -> list[SeedRow]:
+    """Each run's loss, time and throughput; empty where no model has several."""
+    if all(len(model.done) + len(model.failed) < 2 for model in models):
+        return []
+    return [
+        SeedRow(
+            model=model,
+            seed=str(result.get("seed", MISSING)),
+            loss=bits(number(result.get("bits_per_byte"))),
+            time=duration(number(result.get("seconds"))),
+            speed=count(throughput(result)[0]),
+            status=str(result.get("status", "done")),
+        )
+        for model in models
+        for result in sorted((*model.done, *model.failed), key=lambda r: number(r.get("seed")) or 0.0)
+    ]
+
+
+def footnotes(models: list[ModelView], evaluation: dict[str, Any] | None = None) -> list[str]:
     """What the reader must know to read the table right."""
-    seeds = max((len(model.by_seed("bits_per_byte")) for model in models), default=0)
+    seeds = sorted({model.seeds for model in models if model.seeds and not model.is_baseline})
     notes = []
-    if seeds > 1:
+    scored, valid = (number(mapping(evaluation).get(key)) for key in ("tokens_scored", "valid_tokens"))
+    if scored and valid:
+        part = "all" if scored >= valid else percent(scored / valid)
+        notes.append(f"The validation loss is of {count(scored)} tokens, {part} of the text's.")
+    if seeds and seeds[-1] > 1:
+        several = f"{seeds[-1]} seeds" if len(seeds) == 1 else f"up to {seeds[-1]} seeds"
         notes.append(
-            f"Means over {seeds} seeds; ± is half of the 95% interval of the mean (Student's t), "
+            f"Means over {several}; ± is half of the 95% interval of the mean (Student's t), "
             "and the dots under the loss are the single seeds."
         )
+    if any(throughput(result)[1] is not None for model in models for result in model.done):
+        notes.append("Throughput is of the median step; beside it, from the slow steps to the fast ones.")
     if any(model.mean("peak_memory_bytes") for model in models):
         notes.append("KiB, MiB and GiB are powers of 1024.")
     return notes

@@ -1,99 +1,75 @@
-"""Which model won, by how much, and whether the seeds can tell: the page's first sentence."""
+"""Which neural model is ahead, by how much, whether the seeds settle it, and where the baselines lie."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mixlab.report.statistics import Difference, difference, half_width
 from mixlab.report.units import bits, count, duration, listed, percent
-from mixlab.report.view import ModelView
-
-# Student's t, two-sided 95%, for 1 to 30 degrees of freedom (any statistics table); beyond, the normal's 1.96
-# is corrected by its first term in 1/df, which is within 0.001 there.
-_T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
-
-def student_t(freedom: float) -> float:
-    """The two-sided 95% point of Student's t; a fractional number of degrees of freedom is rounded down."""
-    whole = max(1, math.floor(freedom))
-    return _T95[whole - 1] if whole <= len(_T95) else 1.96 + 2.372 / whole
-
-
-def _variance(values: Sequence[float]) -> float:
-    centre = sum(values) / len(values)
-    return sum((value - centre) ** 2 for value in values) / (len(values) - 1)
-
-
-def half_width(values: Sequence[float]) -> float | None:
-    """Half of the 95% interval of the mean of `values` (Student's t), or None for fewer than two."""
-    if len(values) < 2:
-        return None
-    return student_t(len(values) - 1) * math.sqrt(_variance(values) / len(values))
+from mixlab.report.view import ModelView, mapping, number
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How much lower one model is than another (bits per byte); `half` the 95% interval, None if unknown."""
+class Ranking:
+    """The scored neural models, best first, and those that the seeds cannot separate from the best.
 
-    value: float
-    half: float | None
-    seeds: int
+    gaps: each rival's difference to the best, in their order; their intervals hold together.
+    """
+
+    scored: list[ModelView]
+    gaps: list[Difference]
 
     @property
-    def clear(self) -> bool:
-        """Whether the interval is known and leaves out zero."""
-        return self.half is not None and self.value > self.half
+    def best(self) -> ModelView | None:
+        """The one with the lowest mean."""
+        return self.scored[0] if self.scored else None
+
+    @property
+    def rivals(self) -> list[tuple[ModelView, Difference]]:
+        """Every model but the best, with its difference to it."""
+        return list(zip(self.scored[1:], self.gaps, strict=True))
+
+    @property
+    def undecided(self) -> list[ModelView]:
+        """The rivals that the seeds cannot separate from the best."""
+        return [rival for rival, gap in self.rivals if not gap.clear]
+
+    @property
+    def settled(self) -> bool:
+        """Whether the best has rivals and is separated from all of them."""
+        return len(self.scored) > 1 and not self.undecided
 
 
-def difference(better: ModelView, other: ModelView) -> Difference | None:
-    """The difference of two models' bits per byte, paired by seed where they share two or more.
-
-    Models with the same seed saw the same batches, so their difference is steadier than either score. A
-    counted model has no seed noise: against it, the other's own interval is the difference's. Otherwise it is
-    Welch's interval.
-    """
-    a, b = better.by_seed("bits_per_byte"), other.by_seed("bits_per_byte")
-    if not a or not b:
-        return None
-    shared = [seed for seed in a if seed in b]
-    if better.is_reference or other.is_reference:
-        noisy = b if better.is_reference else a
-        half = 0.0 if better.is_reference and other.is_reference else half_width(list(noisy.values()))
-        value = (other.bits or 0.0) - (better.bits or 0.0)
-        return Difference(value=value, half=half, seeds=len(noisy))
-    if len(shared) >= 2:
-        paired = [b[seed] - a[seed] for seed in shared]
-        return Difference(value=sum(paired) / len(paired), half=half_width(paired), seeds=len(shared))
-    value = (other.bits or 0.0) - (better.bits or 0.0)
-    return Difference(value=value, half=_welch(list(a.values()), list(b.values())), seeds=min(len(a), len(b)))
-
-
-def _welch(a: Sequence[float], b: Sequence[float]) -> float | None:
-    if len(a) < 2 or len(b) < 2:
-        return None
-    va, vb = _variance(a) / len(a), _variance(b) / len(b)
-    if va + vb == 0.0:
-        return 0.0
-    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    return student_t(freedom) * math.sqrt(va + vb)
+def rank(models: Sequence[ModelView]) -> Ranking:
+    """The neural models ranked among themselves; baselines are no rivals."""
+    scored = sorted(
+        (model for model in models if not model.is_baseline and model.bits is not None),
+        key=lambda model: model.bits or 0.0,
+    )
+    gaps = [difference(scored[0], rival, comparisons=len(scored) - 1) for rival in scored[1:]]
+    return Ranking(scored=scored, gaps=[gap for gap in gaps if gap is not None])
 
 
 def headline(models: list[ModelView], *, among: str = "At this budget", apart: str = "") -> str:
-    """The page's first sentences: the winner, the margin, its interval or the lack of one, what failed.
+    """The first sentences: the ranking and whether it is settled, the baselines, what failed.
 
-    among: where the winner won. apart: a sentence on why the losses do not compare; nobody won then.
+    among: where the models were compared. apart: a sentence on why the losses do not compare; they are then
+    not ranked.
     """
-    ranked = [model for model in models if model.bits is not None]
-    parts = [_apart(ranked, apart) if apart and len(ranked) > 1 else _result(ranked, models, among)]
+    scored = [model for model in models if model.bits is not None]
+    ranking = rank(models)
+    if apart and len(scored) > 1:
+        parts = [_apart(scored, apart)]
+    elif ranking.best is None:
+        parts = [_alone(baseline) for baseline in scored] or [_nothing(models)]
+    else:
+        parts = [_ranking(ranking, among), against_baselines(ranking.best, models)]
     failed = [model.name for model in models if model.failed and not model.done]
-    failed += [model.name for model in models if ranked and _broke_off(model)]
+    failed += [model.name for model in models if scored and _broke_off(model)]
     if failed:
         parts.append(f"Failed, and shown with the reason: {listed(failed)}.")
-    return " ".join(parts)
+    return " ".join(part for part in parts if part)
 
 
 def _broke_off(model: ModelView) -> bool:
@@ -102,70 +78,92 @@ def _broke_off(model: ModelView) -> bool:
     return model.bits is None and bool(statuses) and all(s.startswith("failed") for s in statuses)
 
 
-def _apart(ranked: list[ModelView], why: str) -> str:
+def _apart(scored: list[ModelView], why: str) -> str:
     """What each reached, by name: in order of loss, the first would seem the best."""
-    reached = [f"{model.name} {bits(model.bits)}" for model in sorted(ranked, key=lambda m: m.name)]
+    reached = [f"{model.name} {bits(model.bits)}" for model in sorted(scored, key=lambda m: m.name)]
     return f"{why} Of its own validation text, each reaches, in bits per byte: {listed(reached)}."
 
 
-def _result(ranked: list[ModelView], models: list[ModelView], among: str) -> str:
-    if not ranked:
-        done = [(model.name, str(result.get("status"))) for model in models for result in model.done]
-        ended = [f"{name} {status}" for name, status in done if status.startswith("failed")]
-        if ended:
-            return f"No model has a score: {listed(ended)}."
-        return "No model has a score yet." if done else "No model finished."
-    best = ranked[0]
-    if len(ranked) == 1:
+def _nothing(models: Sequence[ModelView]) -> str:
+    done = [(model.name, str(result.get("status"))) for model in models for result in model.done]
+    ended = [f"{name} {status}" for name, status in done if status.startswith("failed")]
+    if ended:
+        return f"No model has a score: {listed(ended)}."
+    return "No model has a score yet." if done else "No model finished."
+
+
+def _ranking(ranking: Ranking, among: str) -> str:
+    """The best neural model, its margin over the next, and whether the seeds settle it."""
+    best = ranking.scored[0]
+    if not ranking.rivals:
         return _alone(best)
-    second = ranked[1]
-    gap = difference(best, second)
-    if gap is None or second.bits is None:
-        return _alone(best)
+    second, gap = ranking.rivals[0]
+    of = f" of {len(ranking.scored)} neural models" if len(ranking.scored) > 2 else ""
     if gap.half is None and bits(gap.value) == bits(0.0):
-        return f"{among} {best.name} and {second.name} reach the same loss, {bits(best.bits)} bits per byte."
-    margin = (
-        f"{bits(gap.value)} ({percent(gap.value / second.bits) if second.bits else '0%'}) below {second.name}"
-    )
-    if gap.half is None:
         return (
-            f"{among} {best.name} has the lowest loss, {bits(best.bits)} bits per byte: {margin}. "
-            f"{_unmeasured(best, second)}: the noise between runs was not measured, so a small difference "
-            "may be chance."
+            f"Not settled: {among[:1].lower()}{among[1:]} {best.name} and {second.name} reach the same loss, "
+            f"{bits(best.bits)} bits per byte. {_noise(ranking)}."
         )
-    interval = (
-        f"95% interval {bits(gap.value - gap.half)} to {bits(gap.value + gap.half)} over {gap.seeds} seeds"
-    )
-    if gap.clear:
-        return f"{among} {best.name} wins with {bits(best.bits)} bits per byte, {margin} ({interval})."
-    tied = _tied(ranked)
-    return (
-        f"{among} no model wins clearly: {listed(tied)} differ by less than the noise of the seeds. "
-        f"{best.name} has the lowest mean, {bits(best.bits)} bits per byte, {margin} ({interval})."
-    )
+    relative = f" ({percent(gap.value / second.bits)})" if second.bits else ""
+    margin = f"{bits(best.bits)} bits per byte, {bits(gap.value)}{relative} below {second.name}"
+    if gap.half is not None:
+        together = f", allowing for {len(ranking.gaps)} comparisons" if len(ranking.gaps) > 1 else ""
+        interval = f"95% interval {bits(gap.value - gap.half)} to {bits(gap.value + gap.half)}"
+        margin += f" ({interval} over {gap.seeds} seeds{together})"
+    if ranking.settled:
+        wins = f"wins{' among' + of[3:] if of else ''} with"
+        return f"{among} {best.name} {wins} {margin}."
+    lowest = "mean" if best.seeds > 1 else "loss"
+    return f"Not settled: {_noise(ranking)}. {among} {best.name} has the lowest {lowest}{of}, {margin}."
 
 
-def _tied(ranked: list[ModelView]) -> list[str]:
-    """The best model and those after it that the seeds cannot tell from it."""
-    names = [ranked[0].name]
-    for other in ranked[1:]:
-        gap = difference(ranked[0], other)
-        if gap is None or gap.clear:
-            break
-        names.append(other.name)
-    return names
+def _noise(ranking: Ranking) -> str:
+    """Why the seeds do not settle it."""
+    best, undecided = ranking.scored[0], ranking.undecided
+    single = [model.name for model in (best, *undecided) if model.seeds < 2]
+    if len(single) == len(undecided) + 1:
+        return "with one seed each the noise between runs is unknown"
+    measured = [model.name for model, gap in ranking.rivals if not gap.clear and gap.half is not None]
+    if measured:
+        return f"the seeds cannot separate {listed([best.name, *measured])}"
+    return f"{listed(single)} ran with one seed only"
 
 
-def _unmeasured(best: ModelView, second: ModelView) -> str:
-    trained = [model for model in (best, second) if not model.is_reference]
-    single = [model.name for model in trained if len(model.values("bits_per_byte")) < 2]
-    return "One seed each" if len(single) == len(trained) else f"{listed(single)} ran with one seed only"
+def counted(baseline: ModelView) -> str:
+    """What a baseline counted, in words."""
+    if baseline.counted_on == "same":
+        return "counted on the text that the others were trained on"
+    config = mapping(baseline.done[0].get("config")) if baseline.done else {}
+    tokens = baseline.mean("tokens")
+    most = number(mapping(config.get("ngram")).get("max_tokens"))
+    if tokens and ((most and tokens > 0.9 * most) or mapping(config.get("data")).get("weights")):
+        return f"counted on {count(tokens)} tokens of the training text"
+    return "counted on the whole training text"
+
+
+def against_baselines(best: ModelView, models: Sequence[ModelView]) -> str:
+    """How far the best neural model is below or above each baseline; '' without one."""
+    baselines = [model for model in models if model.is_baseline and model.bits is not None]
+    baselines.sort(key=lambda model: model.counted_on != "same")
+    found = []
+    for baseline in baselines:
+        gap = difference(best, baseline, comparisons=len(baselines))
+        if gap is None:
+            continue
+        side = "below" if gap.value >= 0 else "above"
+        spread = f" ± {bits(gap.half)}" if gap.half is not None else ""
+        noise = ", within the noise" if gap.half is not None and not gap.clear else ""
+        level = f"{baseline.base} {counted(baseline)} ({bits(baseline.bits)}{noise})"
+        found.append(f"{bits(abs(gap.value))}{spread} {side} {level}")
+    if not found:
+        return ""
+    return f"{best.name} is {listed(found)}."
 
 
 def _alone(best: ModelView) -> str:
     half = half_width(best.values("bits_per_byte"))
     words = f"{best.name} reaches {bits(best.bits)} bits per byte"
-    words += f" (± {bits(half)} over {len(best.values('bits_per_byte'))} seeds)" if half is not None else ""
+    words += f" (± {bits(half)} over {best.seeds} seeds)" if half is not None else ""
     tokens, seconds = best.mean("tokens"), best.mean("seconds")
     words += f" after {count(tokens)} tokens" if tokens else ""
     words += f" in {duration(seconds)}" if seconds else ""

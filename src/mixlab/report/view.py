@@ -52,11 +52,17 @@ def rows(value: Any) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelView:
-    """All results of one model: `done` have numbers, `failed` have a reason; `slot` names its colour."""
+    """All results of one model: `done` have numbers, `failed` have a reason; `slot` names its colour.
+
+    kind: "neural" or "baseline". counted_on: of a baseline, "same" for the text that the others were trained
+    on, "all" for the whole training text.
+    """
 
     name: str
     slot: str
     dash: str = "solid"
+    kind: str = "neural"
+    counted_on: str = ""
     done: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
 
@@ -84,11 +90,25 @@ class ModelView:
         return self.mean("bits_per_byte")
 
     @property
-    def is_reference(self) -> bool:
-        """Whether it has a score but no learning curve: a counted model, drawn as a horizontal line."""
-        return self.bits is not None and not any(
-            len(rows(r.get("evals"))) > 1 or r.get("curve") for r in self.done
-        )
+    def is_baseline(self) -> bool:
+        """Whether it counts (an n-gram) and is not trained: drawn as a horizontal line, ranked apart."""
+        return self.kind == "baseline"
+
+    @property
+    def base(self) -> str:
+        """What it is called without a word on what it counted."""
+        config = mapping(self.done[0].get("config")) if self.done else {}
+        return str(config.get("name") or self.name) if self.is_baseline else self.name
+
+    @property
+    def label(self) -> str:
+        """Its name at the edge of a figure: two baselines of one name differ by what they counted."""
+        return self.name if self.base == self.name else f"{self.base}, {self.counted_on}"
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds have a score."""
+        return len(self.by_seed("bits_per_byte"))
 
     @property
     def reason(self) -> str:
@@ -97,20 +117,52 @@ class ModelView:
         return "; ".join(reasons)
 
 
-def group(comparison: dict[str, Any]) -> list[ModelView]:
-    """The models of a cleaned comparison, best first, those without a score last (stable within)."""
-    names: dict[str, list[dict[str, Any]]] = {}
+def kind_of(result: Mapping[str, Any]) -> str:
+    """ "neural" or "baseline": as the result says, else by its config, else by whether it has a curve."""
+    config = mapping(result.get("config"))
+    if result.get("kind") in ("neural", "baseline"):
+        return str(result["kind"])
+    if config.get("ngram") or config.get("model"):
+        return "baseline" if config.get("ngram") else "neural"
+    scored = number(result.get("bits_per_byte")) is not None
+    trained = result.get("curve") or len(rows(result.get("evals"))) > 1
+    return "baseline" if scored and not trained else "neural"
+
+
+def _counted_on(result: Mapping[str, Any]) -> str:
+    """What a baseline counted: older results counted the whole training text."""
+    if kind_of(result) != "baseline":
+        return ""
+    return "same" if result.get("counted_on") == "same" else "all"
+
+
+def group(comparison: Mapping[str, Any]) -> list[ModelView]:
+    """The models of a cleaned comparison: the neural ones, best first, those without a score last (stable
+    within), then the baselines in the same order."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for index, result in enumerate(rows(comparison.get("results"))):
-        names.setdefault(str(result.get("model") or f"model {index + 1}"), []).append(result)
-    models, colours, neutral_free = [], 0, True
-    for name, results in names.items():
+        name = str(result.get("model") or f"model {index + 1}")
+        found.setdefault((name, _counted_on(result)), []).append(result)
+    names = [name for name, _ in found]
+    models, colours, baselines = [], 0, 0
+    for (name, counted_on), results in found.items():
         done = [result for result in results if result.get("status", "done") != "failed"]
         failed = [result for result in results if result.get("status", "done") == "failed"]
-        view = ModelView(name=name, slot="", done=done, failed=failed)
-        if view.is_reference and neutral_free:
-            slot, dash, neutral_free = "neutral", "dot", False
+        if counted_on:
+            slot, dash = "neutral", ("dot", "dash", "longdash", "dashdot")[baselines % 4]
+            baselines += 1
         else:
             slot, dash = SLOTS[colours % len(SLOTS)], ("solid", "dash", "dashdot")[colours // len(SLOTS) % 3]
             colours += 1
-        models.append(ModelView(name=name, slot=slot, dash=dash, done=done, failed=failed))
-    return sorted(models, key=lambda m: math.inf if m.bits is None else m.bits)
+        models.append(
+            ModelView(
+                name=name if names.count(name) == 1 else f"{name}, {counted_on or 'trained'}",
+                slot=slot,
+                dash=dash,
+                kind="baseline" if counted_on else "neural",
+                counted_on=counted_on,
+                done=done,
+                failed=failed,
+            )
+        )
+    return sorted(models, key=lambda m: (m.is_baseline, math.inf if m.bits is None else m.bits))

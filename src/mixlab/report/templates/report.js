@@ -37,6 +37,11 @@
   function draw(div) {
     const views = page.figures[div.dataset.figure];
     const view = views[shown.view] || views[Object.keys(views)[0]];
+    if (view.reading) {
+      const figure = div.closest("figure");
+      figure.querySelector(".reading").textContent = view.reading;
+      div.setAttribute("aria-label", `Figure: ${figure.querySelector("h3").textContent}. ${view.reading}`);
+    }
     const colours = theme();
     const visible = (name) => !name || !shown.hidden.has(name);
     const data = paint(view.data.filter((trace) => visible(trace.meta && trace.meta.model)), colours, "data");
@@ -85,20 +90,22 @@
     const rising = head.getAttribute("aria-sort") !== "ascending";
     table.querySelectorAll("thead th").forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", rising ? "ascending" : "descending");
-    const body = table.tBodies[0];
     const key = (row) => {
       const cell = row.cells[column];
       const text = cell && column < row.cells.length && !(row.classList.contains("failed") && column) ? cell.dataset.value : "";
       return column ? (text === "" || text === undefined ? null : Number(text)) : text;
     };
     const order = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b) * (rising ? 1 : -1);
-    [...body.rows]
-      .map((row) => [key(row), row])
-      .sort(([a], [b]) => (a === null || b === null ? (a === null) - (b === null) : order(a, b)))
-      .forEach(([, row]) => body.append(row));
+    [...table.tBodies].forEach((body) => {
+      [...body.rows]
+        .filter((row) => !row.classList.contains("group"))
+        .map((row) => [key(row), row])
+        .sort(([a], [b]) => (a === null || b === null ? (a === null) - (b === null) : order(a, b)))
+        .forEach(([, row]) => body.append(row));
+    });
   }
 
-  document.querySelectorAll("table").forEach((table) => {
+  document.querySelectorAll("table[data-sort]").forEach((table) => {
     table.querySelectorAll("thead button").forEach((button, column) => {
       button.addEventListener("click", () => sort(table, column, button));
     });
@@ -117,6 +124,30 @@
       button.setAttribute("aria-pressed", String(!shown.hidden.has(name)));
       drawAll();
     });
+  });
+  document.querySelectorAll("[data-download]").forEach((button) => {
+    button.addEventListener("click", () => {
+      const file = page.downloads[Number(button.dataset.download)];
+      const text = typeof file.content === "string" ? file.content : JSON.stringify(file.content, null, 1);
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([text], { type: file.type }));
+      link.download = file.name;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    });
+  });
+
+  // a shadow at the edge behind which a table goes on, and a word where it does at first
+  document.querySelectorAll(".scroller").forEach((scroller) => {
+    const box = scroller.querySelector(".scroll");
+    const mark = () => {
+      const rest = box.scrollWidth - box.clientWidth;
+      scroller.classList.toggle("wide", rest > 1);
+      scroller.classList.toggle("more", rest - box.scrollLeft > 1);
+    };
+    box.addEventListener("scroll", mark, { passive: true });
+    new ResizeObserver(mark).observe(box);
+    mark();
   });
   dark.addEventListener("change", drawAll);
   window.addEventListener("beforeprint", () => printing(true));
