@@ -147,7 +147,7 @@ def against_baselines(best: ModelView, models: Sequence[ModelView]) -> str:
     baselines.sort(key=lambda model: model.counted_on != "same")
     found = []
     for baseline in baselines:
-        gap = difference(best, baseline, comparisons=len(baselines))
+        gap = difference(best, baseline)
         if gap is None:
             continue
         side = "below" if gap.value >= 0 else "above"
