@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import IO, Any, Protocol
 
 from mixlab.signals import HANGUP, on_ending, restore
 from mixlab.train.metrics import Line
 
-COMMAND = ("-m", "mixlab.compare.worker")
-SPIN = {"GOMP_SPINCOUNT": "10000"}
-"""How long PyTorch's idle threads spin before they sleep, where the user's environment does not say. The
-default, 30 times that, gains nothing on idle cores (23k tokens/s either way, measured on two); once another
-program wants a core, threads that spin keep those from running that they wait for (4k against 11k)."""
-
 LAST = ("result", "stopped", "failed", "speed")
 """Kinds of the line that ends a worker's output."""
+
+
+class Child(Protocol):
+    """A worker process: what of `subprocess.Popen` is used of it."""
+
+    stdin: IO[str] | None
+    stdout: IO[str] | None
+    returncode: int | None
+
+    def terminate(self) -> None:
+        """Ask it to save and stop."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+    def poll(self) -> int | None:
+        """Its exit status; None while it runs, as far as that is known without waiting."""
+
+    def wait(self) -> int:
+        """Its exit status once it has ended, negative for a signal's number."""
 
 
 class Signals:
@@ -35,7 +46,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.requested = False
-        self.child: subprocess.Popen[str] | None = None
+        self.child: Child | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -55,38 +66,40 @@ class Signals:
                 self.child.kill() if again else self.child.terminate()
 
 
-def run_job(job: Mapping[str, Any], *, log: Path, signals: Signals, progress: Callable[[Line], None]) -> Line:
+def run_job(
+    job: Mapping[str, Any],
+    *,
+    log: Path,
+    signals: Signals,
+    progress: Callable[[Line], None],
+    workers: Callable[[IO[str]], Child],
+) -> Line:
     """Give `job` to a new worker, pass its lines to `progress`, and return the line that ends it.
 
-    log: takes its stderr; removed if it said nothing. A worker that ends without a word is "failed", or
-    "stopped" if that was asked for.
+    log: takes its stderr; removed if it said nothing. workers: starts one, given the file for its stderr. A
+    worker that ends without a word is "failed", or "stopped" if that was asked for.
     """
     with log.open("w", encoding="utf-8") as errors:
-        child = subprocess.Popen(
-            [sys.executable, *COMMAND],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-            env=SPIN | os.environ,
-        )
-        with child:
-            signals.child = child
-            try:
-                last = _converse(child, job, signals, progress)
-            finally:
-                signals.child = None
-                if child.poll() is None:  # an error of the parent's own: it must leave no process behind
-                    child.terminate()
+        child = workers(errors)
+        signals.child = child
+        try:
+            last = _converse(child, job, signals, progress)
+        finally:
+            signals.child = None
+            if child.poll() is None:  # an error of the parent's own: it must leave no process behind
+                child.terminate()
+                child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
     if log.stat().st_size == 0:
         log.unlink()
-    return last or _without_a_word(child.returncode, log, signals.requested)
+    return last or _without_a_word(child.returncode or 0, log, signals.requested)
 
 
 def _converse(
-    child: subprocess.Popen[str], job: Mapping[str, Any], signals: Signals, progress: Callable[[Line], None]
+    child: Child, job: Mapping[str, Any], signals: Signals, progress: Callable[[Line], None]
 ) -> Line | None:
     """Send the job, pass on what comes back, wait for the end; the last line, if there was one."""
     assert child.stdin is not None and child.stdout is not None

@@ -30,7 +30,10 @@ DECODED = 64
 WARM_UP = 8
 """Of those, the first ones, which allocate and fill caches, are not counted."""
 
-SAMPLE_TOKENS = 400
+DECODE_SECONDS = 1.0
+"""What the timed decoding and the sample may each take, about: of a large model fewer tokens are drawn."""
+
+SAMPLE_TOKENS, FEWEST_SAMPLED = 400, 100
 TEMPERATURE = 0.8
 """Of the sample: a little below 1, where text of an undertrained model is at its most readable."""
 
@@ -46,6 +49,9 @@ def result(
     opened = open_run(run)
     scorer = opened.load()
     best = _best_evaluation(opened, scorer, context)
+    milliseconds = decode_milliseconds(scorer, decode_from, context)
+    fitting = int(1000 * DECODE_SECONDS / milliseconds)
+    length = min(SAMPLE_TOKENS, max(FEWEST_SAMPLED, fitting))
     return {
         "model": opened.config.name,
         "seed": opened.config.train.seed,
@@ -59,7 +65,7 @@ def result(
         "seconds": summary["seconds"],
         "dtype": summary["dtype"],
         "flops_per_token": scorer.flops(context) // context,
-        "decode_ms_per_token": decode_milliseconds(scorer, decode_from, context),
+        "decode_ms_per_token": milliseconds,
         "state_bytes": scorer.state_bytes(context, torch.float32),
         "state_bytes_per_token": state_growth(scorer, context),
         "peak_memory_bytes": peak_memory,
@@ -70,7 +76,7 @@ def result(
             for line in _evaluations(opened)
         ],
         "loss_by_position": best["loss_by_position"],
-        "sample": sample(scorer, opened.tokenizer, prompt, seed=opened.config.train.seed),
+        "sample": sample(scorer, opened.tokenizer, prompt, length, seed=opened.config.train.seed),
         "config": to_mapping(opened.config),
     }
 
@@ -127,14 +133,16 @@ def decode_milliseconds(scorer: Scorer, tokens: Sequence[int], context: int) -> 
         now = time.perf_counter()
         times.append(now - started)
         started = now
+        if len(times) > 2 * WARM_UP and sum(times) > DECODE_SECONDS:
+            break
     kept = times[WARM_UP:] or times
     return 1000 * statistics.median(kept)
 
 
-def sample(scorer: Scorer, tokenizer: Tokenizer, prompt: str, *, seed: int) -> dict[str, Any]:
-    """What the model goes on with after `prompt`."""
+def sample(scorer: Scorer, tokenizer: Tokenizer, prompt: str, length: int, *, seed: int) -> dict[str, Any]:
+    """What the model goes on with after `prompt`, `length` tokens of it."""
     tokens = [int(token) for token in tokenizer.encode(prompt)] or [0]
-    ids = generate(scorer, tokens, max_tokens=SAMPLE_TOKENS, temperature=TEMPERATURE, seed=seed)
+    ids = generate(scorer, tokens, max_tokens=length, temperature=TEMPERATURE, seed=seed)
     text = "".join(stream_text(tokenizer, ids))
     return {"prompt": prompt, "text": text, "temperature": TEMPERATURE, "seed": seed}
 

@@ -16,6 +16,7 @@ from mixlab.compare.fairness import unequal
 from mixlab.compare.folder import ComparisonFolder
 from mixlab.compare.plan import Entry, Plan, make_plan
 from mixlab.compare.request import Request
+from mixlab.compare.workers import Workers, can_fork
 from mixlab.config import to_mapping
 from mixlab.errors import RunFailed
 from mixlab.train.metrics import Line
@@ -86,7 +87,7 @@ class _Comparison:
             self.progress({"kind": "note", "message": message})
 
     def run(self) -> dict[str, Any]:
-        with Signals() as signals:
+        with Signals() as signals, Workers(forked=can_fork()) as self.workers:
             self.plan = self.make_plan(signals)
             self.folder.begin(self.plan, self.dataset.facts)
             counted = [entry.counted for entry in self.plan.entries]
@@ -185,7 +186,7 @@ class _Comparison:
         log = self.folder.log(entry)
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            last = run_job(job, log=log, signals=signals, progress=self.pass_on)
+            last = run_job(job, log=log, signals=signals, progress=self.pass_on, workers=self.workers)
         except OSError as error:
             raise RunFailed(f"cannot run {entry.label}: {error.strerror or error}") from error
         if signals.requested:
