@@ -117,6 +117,10 @@ def test_a_result_has_every_number_of_the_table_and_they_agree_with_the_run(fini
     assert result["curve"][-1]["flops"] == pytest.approx(3 * result["flops_per_token"] * 4 * 32, rel=0.01)
     assert result["state_bytes_per_token"] == 2 * result["config"]["model"]["dim"] * 4
     assert result["decode_ms_per_token"] > 0
+    rates = result["throughput"]
+    assert 0 < rates["low"] <= rates["median"] == result["tokens_per_second"] <= rates["high"]
+    assert (rates["steps"], result["threads"]) == (4, [1])
+    assert len(result["product_flops"]) == 2
     assert 50e6 < result["peak_memory_bytes"] < 5e9
     assert result["sample"]["prompt"] in TEXT
     assert result["sample"]["text"]
@@ -185,6 +189,10 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(text: Path, tmp_path
     steps = [line["step"] for line in again if line["kind"] == "step"]
     assert steps[0] > 1
     assert [point["step"] for point in by_model(comparison)["window"]["curve"]] == list(range(1, 201))
+    assert (
+        len(by_model(comparison)["window"]["throughput"]["parts"]) == 2
+    )  # of the first and the second process
+    assert isinstance(comparison["timing"]["trusted"], bool)
 
 
 def test_a_second_comparison_in_a_folder_in_use_is_refused_and_the_first_goes_on(

@@ -11,15 +11,20 @@ WORTH_SAYING = 1.1
 Result = Mapping[str, Any]
 
 
-def unequal(results: Sequence[Result], budget: Mapping[str, Any], corpus: Mapping[str, Any]) -> list[str]:
-    """Sentences, each with its numbers, on what differs between the finished models beside their parts."""
+def unequal(
+    results: Sequence[Result], budget: Mapping[str, Any], corpus: Mapping[str, Any], *, timed: bool = True
+) -> list[str]:
+    """Sentences, each with its numbers, on what differs between the finished models beside their parts.
+
+    timed: whether times can be believed, see `mixlab.compare.timing`; if not, none is on them.
+    """
     done = [result for result in results if result.get("status") == "done"]
     neural = [result for result in done if result["config"].get("model")]
     counted = [result for result in done if result["config"].get("ngram")]
     found = [
         _parameters(neural, budget),
         _spread(neural, _flops, "Compute: a training token costs", compact, " FLOPs"),
-        _spread(neural, _seconds, "Time: training took", _duration, ""),
+        _spread(neural, _seconds, "Time: training took", _duration, "") if timed else "",
         _counted(counted, neural, budget, corpus),
         _state(neural, budget),
         _spread(neural, _memory, "Memory: the peak of the training process goes", _size, ""),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mixlab.compare import timing
 from mixlab.config import to_mapping
 from mixlab.data import TokenFile, prepare
 from mixlab.data.tokenizer import Tokenizer
@@ -39,12 +40,20 @@ TEMPERATURE = 0.8
 
 
 def result(
-    run: Path, summary: Line, *, context: int, prompt: str, decode_from: Sequence[int], peak_memory: int
+    run: Path,
+    summary: Line,
+    *,
+    context: int,
+    prompt: str,
+    decode_from: Sequence[int],
+    peak_memory: int,
+    product_flops: float,
 ) -> dict[str, Any]:
     """The result of a finished run: scores from its record, the rest measured on its best checkpoint.
 
     summary: the record's last line. prompt: the sample's beginning. decode_from: tokens of real text, about
-    `context` of them, to decode after. peak_memory: bytes, of the training process.
+    `context` of them, to decode after. peak_memory: bytes, of the training process. product_flops: see
+    `timing`, after training.
     """
     opened = open_run(run)
     scorer = opened.load()
@@ -52,6 +61,8 @@ def result(
     milliseconds = decode_milliseconds(scorer, decode_from, context)
     fitting = int(1000 * DECODE_SECONDS / milliseconds)
     length = min(SAMPLE_TOKENS, max(FEWEST_SAMPLED, fitting))
+    steps, processes = read_metrics(opened.path / "metrics.jsonl", "step"), timing.read(opened.path)
+    rates = timing.throughput(steps, processes)
     return {
         "model": opened.config.name,
         "seed": opened.config.train.seed,
@@ -61,7 +72,10 @@ def result(
         "bits_per_byte": best["bits_per_byte"],
         "scored": best.get("scored"),
         "tokens": summary["tokens"],
-        "tokens_per_second": summary["tokens_per_second"],
+        "tokens_per_second": rates["median"] if rates else summary["tokens_per_second"],
+        "throughput": rates,
+        "threads": sorted({process["threads"] for process in processes if "threads" in process}),
+        "product_flops": [*(p["before"] for p in processes if "before" in p), product_flops],
         "seconds": summary["seconds"],
         "dtype": summary["dtype"],
         "flops_per_token": scorer.flops(context) // context,
@@ -70,7 +84,7 @@ def result(
         "state_bytes_per_token": state_growth(scorer, context),
         "peak_memory_bytes": peak_memory,
         "components": components(scorer, context),
-        "curve": curve(read_metrics(opened.path / "metrics.jsonl", "step")),
+        "curve": curve(steps),
         "evals": [
             _only({"scored": None, **line, "full": is_full(line)}, "bits_per_byte", "scored", "full")
             for line in _evaluations(opened)

@@ -16,6 +16,7 @@ from mixlab.compare.fairness import unequal
 from mixlab.compare.folder import ComparisonFolder
 from mixlab.compare.plan import Entry, Plan, make_plan
 from mixlab.compare.request import Request
+from mixlab.compare.timing import judge
 from mixlab.compare.workers import Workers, can_fork
 from mixlab.config import to_mapping
 from mixlab.errors import RunFailed
@@ -210,7 +211,8 @@ class _Comparison:
             for e in self.plan.entries
             if e.label in self.results
         ]
-        models = self.request.models
+        models, timing = self.request.models, judge(results)
+        different = unequal(results, self.plan.budget(), self.dataset.facts, timed=bool(timing["trusted"]))
         return {
             "title": f"{models[0] if len(models) == 1 else f'{len(models)} models'} on "
             f"{called(self.request.data.sources)}",
@@ -220,10 +222,8 @@ class _Comparison:
             "command": self.command,
             "corpus": self.dataset.facts,
             "environment": self.environment,
-            "budget": {
-                **self.plan.budget(),
-                "unequal": unequal(results, self.plan.budget(), self.dataset.facts),
-            },
+            "budget": {**self.plan.budget(), "unequal": different},
+            "timing": timing,
             "results": results,
         }
 

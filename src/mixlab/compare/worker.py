@@ -85,12 +85,24 @@ def work(job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
 
 def _run(config: Any, run: Path, job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    from mixlab.compare import measure
+    import torch
+
+    from mixlab.compare import measure, timing
     from mixlab.train import train
     from mixlab.train.files import disk_errors, write_text
     from mixlab.train.metrics import strict
 
-    summary = train(config, run, resume=job["resume"], progress=channel)
+    before, said = timing.product_flops(), False
+
+    def progress(line: Mapping[str, Any]) -> None:
+        nonlocal said
+        if line["kind"] == "step" and not said:  # by then the folder is there and the threads are set
+            said = True
+            with disk_errors(f"to {run}"):
+                timing.append(run, step=line["step"], threads=torch.get_num_threads(), before=before)
+        channel(line)
+
+    summary = train(config, run, resume=job["resume"], progress=progress)
     if summary["status"] == "stopped":
         return {"kind": "stopped"}
     result = measure.result(
@@ -100,6 +112,7 @@ def _run(config: Any, run: Path, job: Mapping[str, Any], channel: Channel) -> di
         prompt=job["prompt"],
         decode_from=job["decode_from"],
         peak_memory=measure.peak_memory_bytes(),
+        product_flops=timing.product_flops(),
     )
     with disk_errors(f"to {run}"):
         write_text(run / RESULT, json.dumps(strict(result), allow_nan=False) + "\n")
