@@ -60,7 +60,7 @@ class Stack(nn.Module):
             for case in (temporal, feature, Case("norm", "rmsnorm"))
         ]
         places = [Place(dim=16, depth=2, layer=layer, context=24) for layer in range(2)]
-        self.blocks = nn.ModuleList(Block(*choices, place, 0.0) for place in places)
+        self.blocks = nn.ModuleList(Block(*choices, place, dropout=0.0, mixer_bias=True) for place in places)
 
     def forward(self, x):
         carry = {}

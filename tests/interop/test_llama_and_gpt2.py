@@ -61,6 +61,8 @@ def assert_equal(ours, theirs, T=40):
     [
         {},
         {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        {"attention_bias": True},
+        {"mlp_bias": True},
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}},
         {"rope_parameters": {"rope_type": "yarn", **EXTENDED, "beta_fast": 2.0, "beta_slow": 0.5}},
         {
@@ -69,17 +71,46 @@ def assert_equal(ours, theirs, T=40):
             }
         },
     ],
-    ids=["plain", "multi-query", "linear", "yarn", "llama3"],
+    ids=["plain", "multi-query", "attention-bias", "mlp-bias", "linear", "yarn", "llama3"],
 )  # fmt: skip
 def test_llama_is_transformers_llama(keys):
     theirs = llama_model(**keys)
     assert_equal(llama.from_transformers(theirs), theirs)
 
 
-@pytest.mark.parametrize("keys", [{}, {"n_inner": 48, "layer_norm_epsilon": 1e-3}], ids=["plain", "narrow"])
-def test_gpt2_is_transformers_gpt2(keys):
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"n_inner": 48, "layer_norm_epsilon": 1e-3},
+        {"tie_word_embeddings": False},
+        {"activation_function": "gelu"},
+        {"activation_function": "gelu", "tie_word_embeddings": False},
+        {"activation_function": "gelu_pytorch_tanh"},
+        {"activation_function": "relu"},
+    ],
+    ids=["plain", "narrow", "untied", "exact", "exact-untied", "tanh", "relu"],
+)
+def test_gpt2_is_transformers_gpt2(keys, tmp_path):
     theirs = gpt2_model(**keys)
-    assert_equal(gpt2.from_transformers(theirs), theirs)
+    ours = gpt2.from_transformers(theirs)
+    assert_equal(ours, theirs)
+    assert (ours.head.weight is ours.embedding.weight) == keys.get("tie_word_embeddings", True)
+    theirs.save_pretrained(tmp_path)
+    again = gpt2.from_transformers(tmp_path)
+    assert all(map(torch.equal, again.state_dict().values(), ours.state_dict().values()))
+
+
+def test_what_is_read_from_a_model_is_a_copy_of_it():
+    for theirs, family in ((gpt2_model(), gpt2), (llama_model(tie_word_embeddings=True), llama)):
+        before = {name: value.clone() for name, value in theirs.state_dict().items()}
+        ours = family.from_transformers(theirs)
+        with torch.no_grad():
+            for parameter in ours.parameters():
+                parameter.zero_()
+        assert all(torch.equal(before[name], value) for name, value in theirs.state_dict().items())
+        own = [p.untyped_storage().data_ptr() for p in ours.parameters()]
+        assert len(own) == len(set(own)), "two parameters in one memory"
 
 
 @pytest.mark.parametrize("shard", ["10GB", "10KB"])
@@ -103,7 +134,8 @@ def test_gpt2s_folder_may_lack_the_head_and_its_prefix(tmp_path):
         (llama, {"head_dim": 16}, "head_dim=16 has no counterpart"),
         (llama, {"model_type": "mistral"}, "model_type is 'mistral', expected 'llama'"),
         (llama, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "RoPE scaling 'dynamic'"),
-        (gpt2, {"model_type": "gpt2", "n_layer": 1, "tie_word_embeddings": True}, "lack 'wte.weight'"),
+        (gpt2, GPT2 | {"model_type": "gpt2"}, "lack 'wte.weight'"),
+        (gpt2, GPT2 | {"model_type": "gpt2", "activation_function": "quick_gelu"}, "gelu_new, .* relu have"),
     ],
 )
 def test_what_has_no_counterpart_is_named(tmp_path, family, change, sentence):

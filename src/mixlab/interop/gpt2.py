@@ -1,12 +1,14 @@
-"""GPT-2's weights (transformers' GPT2LMHeadModel): LayerNorm, learned positions, biases, GELU by tanh."""
+"""GPT-2's weights (transformers' GPT2LMHeadModel): LayerNorm, learned positions, biases, GELU."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from mixlab.errors import UserError
 from mixlab.interop import hf
 from mixlab.model.language_model import LanguageModel
 
@@ -29,6 +31,16 @@ NAMES = {
 """Ours -> theirs below `transformer.`; c_attn, queries, keys and values in one, is cut in three beside."""
 
 
+ACTIVATIONS: dict[str, dict[str, Any]] = {
+    "gelu_new": {"kind": "gelu", "tanh": True},
+    "gelu_pytorch_tanh": {"kind": "gelu", "tanh": True},
+    "gelu_fast": {"kind": "gelu", "tanh": True},
+    "gelu": {"kind": "gelu", "tanh": False},
+    "relu": {"kind": "relu"},
+}
+"""Their names of the activations that have a counterpart; three of them are one function."""
+
+
 def from_transformers(source: Any) -> LanguageModel:
     """The same function as a GPT2LMHeadModel: logits equal up to rounding, in full and in steps.
 
@@ -37,10 +49,8 @@ def from_transformers(source: Any) -> LanguageModel:
     """
     given = hf.checkpoint(source)
     hf.check_type(given, "gpt2")
-    given.want(
-        activation_function="gelu_new", scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
-        add_cross_attention=False, tie_word_embeddings=True,
-    )  # fmt: skip
+    given.want(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    config = configure(given.config)
     prefix, depth = given.prefix("transformer."), given.config["n_layer"]
     weights = {
         ours: _product(theirs, given.take(prefix + theirs)) for ours, theirs in hf.by_layer(NAMES, depth)
@@ -50,8 +60,10 @@ def from_transformers(source: Any) -> LanguageModel:
             fused = given.take(f"{prefix}h.{i}.attn.c_attn.{end}")  # (D, 3D) or (3D)
             for name, third in zip("qkv", fused.chunk(3, -1), strict=True):
                 weights[f"blocks.{i}.temporal.{name}.{end}"] = _product("c_attn", third)
+    if not config["tied"]:
+        weights["head.weight"] = given.take("lm_head.weight")
     given.finish(ignore=r"\.attn\.(masked_)?bias$|^lm_head\.weight$")  # masks; the tied head
-    return hf.fill(configure(given.config), weights)
+    return hf.fill(config, weights)
 
 
 def _product(name: str, tensor: Tensor) -> Tensor:
@@ -60,7 +72,13 @@ def _product(name: str, tensor: Tensor) -> Tensor:
 
 
 def configure(c: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's config from the keys of a GPT-2 config.json."""
+    """A model's config from the keys of a GPT-2 config.json; UserError for an unknown activation."""
+    activation = c.get("activation_function") or "gelu_new"
+    if activation not in ACTIVATIONS:
+        raise UserError(
+            f"config: activation_function={json.dumps(activation)} has no counterpart here, "
+            f"{', '.join(ACTIVATIONS)} have"
+        )
     ratio = (c.get("n_inner") or 4 * c["n_embd"]) / c["n_embd"]
     return {
         "vocab_size": c["vocab_size"],
@@ -68,8 +86,8 @@ def configure(c: Mapping[str, Any]) -> dict[str, Any]:
         "depth": c["n_layer"],
         "context": c["n_positions"],
         "temporal": {"kind": "attention", "heads": c["n_head"], "bias": "all"},
-        "feature": {"kind": "gelu", "ratio": ratio, "multiple": 1, "bias": True, "tanh": True},
+        "feature": {**ACTIVATIONS[activation], "ratio": ratio, "multiple": 1, "bias": True},
         "position": "learned",
         "norm": {"kind": "layernorm", "eps": c.get("layer_norm_epsilon", 1e-5)},
-        "tied": True,
+        "tied": c.get("tie_word_embeddings", True) is not False,
     }

@@ -26,11 +26,14 @@ class ModelConfig:
     vocab_size: V; 256 for bytes. dim: width D. depth: blocks. context: T it trains at.
     temporal, feature: a PartSpec; a list repeats over the depth. position, norm: one part each.
     tied: whether the head shares the embedding's weights; untied by default, as the table is small for
-    bytes. embedding_norm: a norm between embedding and blocks (RWKV). embedding_scale: factor on the
-    embedding (Gemma and Griffin: sqrt(D)). dropout: after each mixer and the embedding. logit_softcap:
-    c in c tanh(logits / c); 0 is off. mup_base_dim: the width that learning rates were tuned at, from which
-    init, learning rates, attention and logits follow the width (Yang et al. 2022, Tensor Programs V); 0 is
-    off.
+    bytes. head_bias: whether the logits have a bias, one number for each token of the vocabulary (GPT-J, LSTM
+    language models). mixer_bias: whether one is added to what each mixer makes, besides those of the part.
+    residual: whether what a mixer makes is added to what it read, or takes its place, as in a plain stack of
+    LSTMs (there with norm = "none" and feature = "none"). embedding_norm: a norm between embedding and blocks
+    (RWKV). embedding_scale: factor on the embedding (Gemma and Griffin: sqrt(D)). dropout: after each mixer
+    and the embedding. logit_softcap: c in c tanh(logits / c); 0 is off. mup_base_dim: the width that learning
+    rates were tuned at, from which init, learning rates, attention and logits follow the width (Yang et al.
+    2022, Tensor Programs V); 0 is off.
     """
 
     vocab_size: int = 256
@@ -42,6 +45,9 @@ class ModelConfig:
     position: PartSpec = "rope"
     norm: PartSpec = "rmsnorm"
     tied: bool = False
+    head_bias: bool = False
+    mixer_bias: bool = False
+    residual: bool = True
     embedding_norm: bool = False
     embedding_scale: float = 1.0
     dropout: float = 0.0

@@ -50,7 +50,11 @@ class LanguageModel(nn.Module):
         self.config = config.validate()
         self.vocab_size = config.vocab_size
         place = Place(
-            dim=config.dim, context=config.context, depth=config.depth, base_dim=config.mup_base_dim
+            dim=config.dim,
+            context=config.context,
+            depth=config.depth,
+            base_dim=config.mup_base_dim,
+            residual=config.residual,
         )
         self.widening = place.widening
         norm, position = config.choice("norm"), config.choice("position")
@@ -66,16 +70,19 @@ class LanguageModel(nn.Module):
                 feature,
                 norm,
                 replace(place, layer=layer, position=position),
-                config.dropout,
+                dropout=config.dropout,
+                mixer_bias=config.mixer_bias,
             )
             for layer, (temporal, feature) in enumerate(pairs)
         )
         self.norm = build("norm", norm, place)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=config.head_bias)
         if config.tied:
             self.head.weight = self.embedding.weight
         nn.init.normal_(self.embedding.weight, std=0.02)  # GPT-2
         nn.init.normal_(self.head.weight, std=0.02)
+        if config.head_bias:
+            nn.init.zeros_(self.head.bias)
 
     @staticmethod
     def _on_embedding(name: str) -> bool:
@@ -272,9 +279,13 @@ class LanguageModel(nn.Module):
         for block in self.layers():
             yield "norm", block.temporal_norm
             yield "temporal", block.temporal
+            if block.temporal_bias is not None:
+                yield "temporal", block.temporal_bias
             if block.feature.mixes:
                 yield "norm", block.feature_norm
                 yield "feature", block.feature
+            if block.feature_bias is not None:
+                yield "feature", block.feature_bias
         yield "norm", self.norm
 
     def set_progress(self, fraction: float) -> bool:
@@ -288,6 +299,8 @@ class LanguageModel(nn.Module):
         roles: dict[str, Role] = {"embedding.weight": "embedding"}
         if not self.config.tied:
             roles["head.weight"] = "head"
+        if self.config.head_bias:
+            roles["head.bias"] = "gain"
         for prefix, component in self._named_components():
             roles |= {f"{prefix}.{name}": role for name, role in component.parameter_roles().items()}
         return roles
@@ -326,7 +339,8 @@ class LanguageModel(nn.Module):
     def parameters_by_component(self) -> Mapping[str, int]:
         """Parameters in closed form; a tied head counts with the embedding."""
         table = self.vocab_size * self.config.dim
-        count = Counter({"embedding": table, "head": 0 if self.config.tied else table})
+        head = (0 if self.config.tied else table) + self.config.head_bias * self.vocab_size
+        count = Counter({"embedding": table, "head": head})
         for name, component in self.components():
             count[name] += component.parameter_count()
         return {name: count[name] for name in COMPONENTS}

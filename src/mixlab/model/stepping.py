@@ -45,24 +45,25 @@ def stepper(model: LanguageModel, products: Products) -> Callable[[Tensor, Model
         x, after = model.placed(look_up(table, tokens), tokens, state), []
         carry.clear()
         for block, (t_state, f_state) in zip(blocks, state.blocks, strict=True):
-            normed, temporal, then_normed, feature = block
+            normed, temporal, join, then_normed, feature, then_join = block
             y, t_state = temporal(normed(x), t_state)
-            x = x + y
+            x = join(x, y)
             if feature is not None:
                 y, f_state = feature(then_normed(x), f_state)
-                x = x + y
+                x = then_join(x, y)
             after.append(BlockState(t_state, f_state))
         return Output(model.logits(norm(x), head), ModelState(state.length + 1, tuple(after)))
 
     return step
 
 
-def _block(block: Block, products: Products, carry: dict[str, Tensor]) -> tuple[Any, Step, Any, Step | None]:
-    temporal = _step(block.temporal, products, carry)
+def _block(block: Block, products: Products, carry: dict[str, Tensor]) -> tuple[Any, ...]:
+    """Norm, mixer and what joins the two, for time and for features; None for what there is not."""
+    join, then_join = block.joins()
+    first = block.temporal_norm.stepper(), _step(block.temporal, products, carry), join
     if not block.feature.mixes:
-        return block.temporal_norm.stepper(), temporal, None, None
-    feature = _step(block.feature, products, carry)
-    return block.temporal_norm.stepper(), temporal, block.feature_norm.stepper(), feature
+        return *first, None, None, None
+    return *first, block.feature_norm.stepper(), _step(block.feature, products, carry), then_join
 
 
 def _step(part: Part, products: Products, carry: dict[str, Tensor]) -> Step:

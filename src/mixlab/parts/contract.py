@@ -57,7 +57,8 @@ class Place:
 
     dim: model width D. depth, layer: blocks in the model, and this block's index from 0.
     context: the T the model trains at. position: the model's position scheme, if it has one. base_dim: the
-    width that the model's scales were chosen at, 0 if they do not follow the width.
+    width that the model's scales were chosen at, 0 if they do not follow the width. residual: whether what
+    the mixers make is added to what they read, or takes its place.
     """
 
     dim: int
@@ -66,6 +67,7 @@ class Place:
     context: int = 256
     position: Choice | None = None
     base_dim: int = 0
+    residual: bool = True
 
     @property
     def widening(self) -> float:
@@ -81,8 +83,9 @@ class Place:
     @property
     def residual_scale(self) -> float:
         """Factor on the init of what writes to the residual stream: 1/sqrt(2N) for N blocks of two
-        branches, so that the stream's variance at the top does not grow with N (Radford et al. 2019)."""
-        return (2 * self.depth) ** -0.5
+        branches, so that the stream's variance at the top does not grow with N (Radford et al. 2019); 1 where
+        there is no such stream."""
+        return (2 * self.depth) ** -0.5 if self.residual else 1.0
 
 
 class Component(nn.Module):

@@ -119,6 +119,23 @@ class RMSNorm(Norm):
         return step if eps > 0 else self
 
 
+@register("norm", "none")
+class NoNorm(Norm):
+    """Stands for leaving normalisation out: x itself, in the compute dtype."""
+
+    def parameter_count(self) -> int:
+        """No parameters."""
+        return 0
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Nothing is changed."""
+        return x.to(compute_dtype(x))
+
+    def stepper(self) -> Callable[[Tensor], Tensor]:
+        """The same outside autocast."""
+        return lambda x: x
+
+
 @register("norm", "layernorm")
 class LayerNorm(Norm):
     """(x - mean) / std * gain + shift."""
