@@ -131,7 +131,13 @@ class Component(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}.parameter_count")
 
     def flops(self, T: int) -> int:
-        """FLOPs of the matrix products in one sequence's forward, 2 a multiply-add."""
+        """FLOPs of one sequence's forward over T tokens, by the rule of `torch.utils.flop_counter`.
+
+        2 for each multiply-add of a matrix product, whoever makes it: a Linear, matmul, einsum, the products
+        inside a recurrence, a convolution (at every output position that it computes, padding included), and
+        both products of attention (over all T x T pairs, masked ones included). 0 for everything else:
+        element-wise operations, norms, softmax, sums and scans, and looking up an embedding.
+        """
         raise NotImplementedError(f"{type(self).__name__}.flops")
 
 
