@@ -17,6 +17,10 @@ from mixlab.errors import UserError
 
 if TYPE_CHECKING:
     from mixlab.model.config import ModelConfig
+    from mixlab.parts.contract import Kind
+
+_brought: dict[str, set[tuple[Kind, str]]] = {}
+"""What `import_parts` was given -> the parts that were registered meanwhile."""
 
 _files: dict[str, str] = {}
 """Name of a module that was imported as a file -> the file's absolute path."""
@@ -29,20 +33,41 @@ def import_parts(modules: Sequence[str]) -> None:
     it is its author's to see, traceback and all.
     """
     for name in modules:
-        if name.endswith(".py"):
-            _import_file(Path(name))
-            continue
-        if "" not in sys.path:
-            sys.path.append("")  # last: a file here must not shadow an installed package
-        try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            missing = error.name or ""
-            if name != missing and not name.startswith(f"{missing}."):
-                raise
-            raise UserError(
-                f"--import {name}: there is no module '{missing}' here or among the installed packages"
-            ) from None
+        before = _registered()
+        _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
+        _brought.setdefault(name, set()).update(_registered() - before)
+
+
+def brought_by(modules: Sequence[str]) -> list[tuple[Kind, str]]:
+    """(kind, name) of the parts that importing `modules` registered, or that are defined in them."""
+    from mixlab.parts.contract import get
+
+    found = set()
+    for name in modules:
+        home = Path(name).stem if name.endswith(".py") else name
+        defined = {part for part in _registered() if f"{get(*part).__module__}.".startswith(f"{home}.")}
+        found |= _brought.get(name, set()) | defined
+    return sorted(found)
+
+
+def _registered() -> set[tuple[Kind, str]]:
+    from mixlab.parts.contract import KINDS, available
+
+    return {(kind, name) for kind in KINDS for name in available(kind)}
+
+
+def _import_module(name: str) -> None:
+    if "" not in sys.path:
+        sys.path.append("")  # last: a file here must not shadow an installed package
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name != missing and not name.startswith(f"{missing}."):
+            raise
+        raise UserError(
+            f"--import {name}: there is no module '{missing}' here or among the installed packages"
+        ) from None
 
 
 def _import_file(path: Path) -> None:

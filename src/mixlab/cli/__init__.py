@@ -18,7 +18,7 @@ from mixlab.cli.options import Imports
 from mixlab.errors import RunFailed, UserError
 from mixlab.signals import INTERRUPTED
 
-VERBS = ("compare", "train", "generate", "evaluate", "report", "doctor", "parts")
+VERBS = ("compare", "train", "generate", "evaluate", "report", "doctor", "parts", "check")
 """In the order `mixlab --help` lists them. The verb `x` is the function `x` of `mixlab.cli.x`."""
 
 WRONG_PLACE = {

@@ -20,10 +20,14 @@ Cause = str | Callable[[Index], str]
 """The likely cause of a difference, in words, or a function of where it is."""
 
 
+class Broken(AssertionError):
+    """A promise of the contract that does not hold: what, where, what was found, and the likely cause."""
+
+
 def expect(condition: bool, message: str) -> None:
-    """Raise AssertionError(message) unless the condition holds; unlike `assert`, also under `python -O`."""
+    """Raise Broken(message) unless the condition holds."""
     if not condition:
-        raise AssertionError(message)
+        raise Broken(message)
 
 
 def close(
@@ -31,7 +35,7 @@ def close(
 ) -> None:
     """Expect equality within the table's tolerance for `dtype` (the found tensor's own by default).
 
-    The AssertionError says where the first difference is, both values there, and the cause that is given.
+    `Broken` says where the first difference is, both values there, and the cause that is given.
     """
     shapes = f"has the shape {tuple(found.shape)}, expected {tuple(wanted.shape)}"
     expect(found.shape == wanted.shape, f"{what} {shapes}")
@@ -39,7 +43,7 @@ def close(
     if index is not None:
         a, b = (t.detach()[index].double().item() for t in (found, wanted))
         words = cause if isinstance(cause, str) else cause(index)
-        raise AssertionError(
+        raise Broken(
             f"{what}{place(index)}: found {a:.6g}, expected {b:.6g}" + (f"; {words}" if words else "")
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixlab.parts.agreement import expect
+from mixlab.parts.agreement import Broken, expect
 from mixlab.parts.contract import Choice, Kind, Part, Place, build, get
 
 
@@ -67,7 +67,7 @@ def output(part: Part, x: Tensor, state: Any = None, **rest: Any) -> Tensor:
     """What the part makes of x (B, T, D), once it is sure to be an output and a state of the right kind."""
     result = part(x, state, **rest)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor)):
-        raise AssertionError(f"the part returns {kind_of(result)}: return (output, state)")
+        raise Broken(f"the part returns {kind_of(result)}: return (output, state)")
     y: Tensor = result[0]
     expect(
         y.shape == x.shape,

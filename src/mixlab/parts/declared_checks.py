@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from mixlab.parts.agreement import close, expect
+from mixlab.parts.agreement import Broken, close, expect
 from mixlab.parts.case import Case, name_of, tensors
 from mixlab.parts.contract import Role, Split, Watched
 from mixlab.parts.flop_count import flop_mismatch, flops_by_operator
@@ -132,7 +132,7 @@ def check_save_and_load(case: Case) -> None:
     wanted, found = part(x)[0], other(x)[0]
     if not torch.equal(found, wanted):
         close(found, wanted, (what := "a loaded part computes something else"), cause=NOT_SAVED)
-        raise AssertionError(f"{what} in the last bits; {NOT_SAVED}")
+        raise Broken(f"{what} in the last bits; {NOT_SAVED}")
 
 
 def check_watched(case: Case, B: int = 2, T: int = 6) -> None:

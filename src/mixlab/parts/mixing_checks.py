@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mixlab.parts.agreement import close, expect, first_difference
+from mixlab.parts.agreement import Broken, close, expect, first_difference
 from mixlab.parts.case import Case, gradient, kind_of, name_of, output, run_in_chunks, tensors
 from mixlab.parts.contract import Part
 from mixlab.parts.products import PackedProducts, Products, has_packed_products
@@ -61,7 +61,7 @@ def check_batch(case: Case, B: int = 3, T: int = 5) -> None:
             index = first_difference(_seeded(part, changed)[rest], y[rest])
             if index is not None:
                 mode = "in training" if training else "in evaluation"
-                raise AssertionError(
+                raise Broken(
                     f"sequence {rest[index[0]]}'s output depends on sequence {other}'s input ({mode}, first "
                     f"at position {index[1]}): something is computed across the batch, such as a batch norm, "
                     "a mean over the first axis, or a view that mixes batch and time"
@@ -98,12 +98,12 @@ def check_causality(case: Case, T: int = 9, at: int = 4) -> None:
         alone = (j for j in range(at, T) if first_difference(changed(slice(j, j + 1)), y[:, :at]))
         later = next(alone, None)
         on = f"position {later}" if later is not None else f"positions {at} to {T - 1} together"
-        raise AssertionError(f"position {early} depends on {on}: {LOOKS_AHEAD}")
+        raise Broken(f"position {early} depends on {on}: {LOOKS_AHEAD}")
     leak = gradient(y[:, :at].square().sum(), x)[:, at:].abs().amax((0, 2))
     if bool((leak != 0).any()):
         later = at + int(leak.nonzero()[0])
         early = next(i for i in range(at) if gradient(y[:, i].square().sum(), x)[:, later].any())
-        raise AssertionError(
+        raise Broken(
             f"position {early} has a gradient to position {later} ({float(leak[later - at]):.2e}), though "
             f"not by value: {LOOKS_AHEAD}"
         )
