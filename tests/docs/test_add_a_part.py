@@ -80,7 +80,7 @@ def test_the_part_is_compared_like_any_other(folder):
     run(folder, "-m", "mixlab", *command)
     comparison = json.loads((folder / "comparison" / "comparison.json").read_text())
     rows = {row["model"]: row for row in comparison["results"]}
-    assert set(rows) == {"average", "gru", "ngram"}
+    assert set(rows) == {"average", "gru", "ngram (all of the text)", "ngram (same text)"}
     assert all(row["status"] == "done" for row in rows.values()), rows
     assert rows["average"]["parameters"] == pytest.approx(100_000, rel=0.02)
     assert rows["average"]["bits_per_byte"] < 8
