@@ -84,6 +84,8 @@ def _plain(value: Any, where: str) -> Any:
         raise UserError(f"{where}: expected a finite number, got {value}")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise UserError(f"{where}: expected a number below 2**63, got {value}")
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"{where}: {_shown(value)} is not UTF-8 text: write it in UTF-8")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UserError(f"{where}: a config cannot hold {_shown(value)} ({type(value).__name__})")

@@ -123,10 +123,13 @@ def _request(
     from mixlab.compare.request import DEFAULT_MODELS, Request
     from mixlab.config import apply_overrides, parse
     from mixlab.data.config import DataConfig
+    from mixlab.data.sources import spelled
 
     of_data = [override for override in overrides if override.strip().startswith("data.")]
-    tables = {"data": {key: value for key, value in data.items() if value}}
-    chosen = parse(DataConfig, apply_overrides(tables, of_data)["data"], where="data")
+    given = {key: value for key, value in data.items() if value}
+    if "sources" in given:
+        given["sources"] = list(map(spelled, given["sources"]))
+    chosen = parse(DataConfig, apply_overrides({"data": given}, of_data)["data"], where="data")
     names = DEFAULT_MODELS if models is None else tuple(filter(None, map(str.strip, models.split(","))))
     rest = tuple(override for override in overrides if override not in of_data)
     return Request(models=names, data=chosen, overrides=rest, **budget).validate()

@@ -223,7 +223,9 @@ def _new(
 
 def absolute(source: str) -> str:
     """A text's path from the root, so that the run can be resumed from any folder."""
-    return source if source == "-" or source.startswith("corpus:") else str(Path(source).absolute())
+    from mixlab.data.sources import spelled
+
+    return source if source == "-" or source.startswith("corpus:") else spelled(str(Path(source).absolute()))
 
 
 def set_horizon(train: dict[str, Any], horizon: Mapping[str, Any]) -> None:

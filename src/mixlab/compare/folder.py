@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 from mixlab.compare.plan import Entry, Plan
 from mixlab.compare.worker import RESULT
 from mixlab.config import to_mapping
+from mixlab.data.streams import STDIN, is_stream, opened
 from mixlab.errors import UserError
 from mixlab.train.files import disk_errors, hold, write_text
 from mixlab.train.folder import differences
@@ -139,30 +141,44 @@ class ComparisonFolder:
             write_text(self.comparison, text.encode("utf-8", "replace").decode() + "\n")
 
     @contextmanager
-    def spooled(self, sources: Sequence[str], stdin: BinaryIO) -> Iterator[tuple[str, ...]]:
-        """The sources with '-' replaced by a file here that holds `stdin`, for each run to read again.
+    def spooled(self, sources: Sequence[str], stdin: BinaryIO | None) -> Iterator[tuple[str, ...]]:
+        """The sources with '-' (`stdin`, if that is given) and every pipe replaced by a file here, for each
+        run to read again.
 
-        If a UserError comes out of the body, the file, where it is new, is taken away again.
+        If a UserError comes out of the body, files that are new are taken away again.
         """
-        texts, digest = self.path / "text", hashlib.sha256()
-        new = [place for place in (texts, self.path) if not place.exists()]
+        texts = self.path / "text"
+        new = [folder for folder in (texts, self.path) if not folder.exists()]
+        kept: dict[str, str] = {}
+        try:
+            for source in filter(is_stream, sources):
+                given = contextlib.nullcontext(stdin) if source == STDIN and stdin else opened(source)
+                with given as stream:
+                    path, is_new = self._spool(texts, source, stream)
+                kept[source] = str(path)
+                new[:0] = [path] if is_new else []
+            yield tuple(kept.get(source, source) for source in sources)
+        except UserError:
+            with contextlib.suppress(OSError):  # a folder that is not empty stays
+                for path in new:
+                    path.rmdir() if path.is_dir() else path.unlink()
+            raise
+
+    def _spool(self, texts: Path, source: str, stream: BinaryIO) -> tuple[Path, bool]:
+        """The file in `texts` that holds the stream, named by its content, and whether it is new."""
+        digest = hashlib.sha256()
         with disk_errors(f"to {self.path}", failure=UserError):
             texts.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=texts, delete=False) as file:
-                while block := stdin.read(BLOCK):
+                while block := stream.read(BLOCK):
                     digest.update(block)
                     file.write(block)
-            path = texts / f"stdin-{digest.hexdigest()[:12]}.txt"
-            if not path.exists():
-                new.insert(0, path)
+            found = re.search(r"\.(jsonl|ndjson)(\.gz)?$|\.gz$", source.lower())
+            kind = "stdin" if source == STDIN else "pipe"
+            path = texts / f"{kind}-{digest.hexdigest()[:12]}{found[0] if found else '.txt'}"
+            is_new = not path.exists()
             Path(file.name).replace(path)
-        try:
-            yield tuple(str(path) if source == "-" else source for source in sources)
-        except UserError:
-            with contextlib.suppress(OSError):  # a folder that is not empty stays
-                for place in new:
-                    place.unlink() if place == path else place.rmdir()
-            raise
+        return path, is_new
 
 
 def corpus_marks(corpus: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import io
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from mixlab.compare.request import Request
 from mixlab.compare.timing import judge
 from mixlab.compare.workers import Workers, can_fork
 from mixlab.config import to_mapping
+from mixlab.data.streams import is_stream
 from mixlab.errors import RunFailed
 from mixlab.train.metrics import Line
 from mixlab.train.progress import Progress, Told
@@ -60,9 +60,9 @@ def compare(
     folder.check_usable()
     progress = Told(progress or (lambda line: None))
     with folder.locked():
-        if "-" not in request.data.sources:
+        if not any(map(is_stream, request.data.sources)):
             return _Comparison(request, folder, command, progress).run()
-        text = sys.stdin.buffer if stdin is None else io.BytesIO(stdin)
+        text = None if stdin is None else io.BytesIO(stdin)
         with folder.spooled(request.data.sources, text) as sources:
             request = replace(request, data=replace(request.data, sources=sources))
             return _Comparison(request, folder, command, progress).run()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mixlab.data.charsets import DEFAULT, check_codec
+from mixlab.data.sources import spelled
 from mixlab.errors import UserError, unknown
 
 TOKENIZERS = ("byte", "char", "bpe")
@@ -46,6 +47,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if isinstance(self.sources, str):
             object.__setattr__(self, "sources", (self.sources,))
+        object.__setattr__(self, "sources", tuple(map(spelled, self.sources)))
         if not self.sources:
             raise UserError("no text was named: give a file, a folder, a glob, '-' or 'corpus:python'")
         if self.weights:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-import tempfile
 import time
 import weakref
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from shutil import copyfileobj
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,12 +18,10 @@ from mixlab.data.formats import BLOCK, Piece
 from mixlab.data.own_output import OwnOutput
 from mixlab.data.reader import Reader
 from mixlab.data.sources import find_files
-from mixlab.errors import RunFailed, UserError, unknown
+from mixlab.data.streams import HELD_BYTES, STDIN, is_stream, keep
+from mixlab.errors import UserError, unknown
 
 EMBEDDED = "corpus:python"
-
-HELD_BYTES = 1 << 25
-"""A corpus of at most so much text (32 MiB) stays in memory; a larger one is read again when it is needed."""
 
 Progress = Callable[[dict[str, Any]], None]
 """Told {"kind": "prepare", "stage", "done", "total", "unit"} now and then; `total` is 0 where unknown."""
@@ -81,11 +76,13 @@ class Corpus:
         self._lengths, self._digests = array("q"), array("Q")
         self._held: list[Piece] | None = []
         own = OwnOutput()
-        self._files = {s: find_files(s, own) for s in sources if s != "-" and not s.startswith("corpus:")}
+        named = [source for source in sources if not source.startswith("corpus:")]
+        streams = [source for source in dict.fromkeys(named) if is_stream(source)]
+        self._files = {source: find_files(source, own) for source in named if source not in streams}
         self._left_out = own.note()
-        self._stdin = _spooled(spool) if "-" in sources else None
-        if self._stdin is not None:
-            weakref.finalize(self, self._stdin.close)
+        self._kept = {source: keep(source, spool) for source in streams}
+        for kept in self._kept.values():
+            weakref.finalize(self, kept.close)
 
     @classmethod
     def read(
@@ -104,7 +101,7 @@ class Corpus:
         A text file, also gzipped, is one document; so is each line of a .jsonl and each row of a .parquet,
         whose text is in `text_field`. `encoding` is that of files without a byte-order mark, `max_bytes`
         limits `corpus:python`. `notes` is called with every note.
-        `spool`: the folder for the temporary file that keeps a standard input too large for memory. Raises
+        `spool`: the folder for the temporary file that keeps a pipe too large for memory. Raises
         `UserError` for a source that is missing or broken, and when no text is left.
         """
         corpus = cls(sources, text_field=text_field, max_bytes=max_bytes, encoding=encoding, spool=spool)
@@ -185,10 +182,11 @@ class Corpus:
             reader.end_source()
 
     def _source(self, reader: Reader, source: str) -> Iterator[Piece]:
-        if source == "-":
-            assert self._stdin is not None
-            self._stdin.seek(0)
-            yield from reader.stream("standard input", self._stdin, partial(_from_start, self._stdin))
+        if source in self._kept:
+            kept = self._kept[source]
+            kept.seek(0)
+            name = "standard input" if source == STDIN else source
+            yield from reader.stream(name, kept, partial(_from_start, kept))
         elif source == EMBEDDED:
             yield from reader.stdlib(self._max_bytes)
         elif source.startswith("corpus:"):
@@ -202,10 +200,7 @@ class Corpus:
         """Bytes that the reading will go through, for a progress bar."""
         files = [path for paths in self._files.values() for path in paths]
         size = sum(_size(path) for path in files)
-        if self._stdin is not None:
-            self._stdin.seek(0, 2)
-            size += self._stdin.tell()
-        return size
+        return size + sum(kept.seek(0, 2) for kept in self._kept.values())
 
 
 class Digest:
@@ -240,22 +235,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _spooled(folder: Path | None) -> BinaryIO:
-    """Standard input, to be read more than once: in memory, beyond `HELD_BYTES` in a file without a name.
-
-    `RunFailed` where it cannot be kept.
-    """
-    try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = None  # the system's own folder for such files
-    spool = tempfile.SpooledTemporaryFile(max_size=HELD_BYTES, dir=str(folder) if folder else None)  # noqa: SIM115
-    try:
-        copyfileobj(sys.stdin.buffer, spool, BLOCK)
-    except OSError as error:
-        where = folder or tempfile.gettempdir()
-        raise RunFailed(f"standard input cannot be kept in '{where}': {error.strerror or error}") from None
-    return cast(BinaryIO, spool)

@@ -22,7 +22,7 @@ from mixlab.data.formats import (
     looks_binary,
     whole_gzip,
 )
-from mixlab.data.sources import resolved
+from mixlab.data.sources import resolved, spelled
 from mixlab.errors import UserError
 
 # A line longer than this is no prose: minified code, one-line JSON, base64. It is kept, and said.
@@ -77,7 +77,7 @@ class Reader:
     def file(self, path: Path, *, alone: bool) -> Iterator[Piece]:
         """The documents of one file; `alone` is a file named by itself, for which being unreadable is an
         error, not a note."""
-        name = str(path)
+        name = spelled(str(path))
         real = resolved(path, self._folders)
         if real in self._seen:
             self._say("repeated", name)
@@ -246,7 +246,7 @@ def _content(name: str, file: BinaryIO) -> BinaryIO:
 
 def _blocks_of(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        yield from _blocks(_content(str(path), file))
+        yield from _blocks(_content(path.name, file))
 
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import glob
 import os
+import re
+import stat
 from pathlib import Path
 
 from mixlab.data.own_output import OwnOutput
@@ -16,6 +18,27 @@ DATASET_MARKS = (("dataset_dict.json",), ("dataset_info.json", "state.json"))
 # What lies beside the .parquet files of a dataset and is no text of it.
 BESIDE_PARQUET = ("README.md", "dataset_infos.json", "dataset_info.json")
 
+DESCRIPTORS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+"""Beginnings of paths of files that a process was given open, as by `<(...)` of a shell."""
+
+
+def spelled(source: str) -> str:
+    """A path that any file can hold: bytes of a name that are not UTF-8 as `\\xff`."""
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(source).decode("utf-8", "backslashreplace")
+    return source
+
+
+def as_path(source: str) -> Path:
+    """The path that a source names, `spelled` or not, with `~` for the home folder."""
+    path = Path(source).expanduser()
+    if "\\x" not in source or path.exists():
+        return path
+    name = re.sub(rb"\\x([89a-f][0-9a-f])", lambda m: bytes.fromhex(m[1].decode()), os.fsencode(path))
+    return Path(os.fsdecode(name))
+
 
 def find_files(source: str, own: OwnOutput | None = None) -> list[Path]:
     """The files that `source` names, in sorted order.
@@ -26,10 +49,14 @@ def find_files(source: str, own: OwnOutput | None = None) -> list[Path]:
     `UserError` when nothing is there, naming the nearest name that exists, and for output of mixlab that is
     named by itself.
     """
-    path, own = Path(source).expanduser(), own or OwnOutput()
+    own = own or OwnOutput()
     try:
+        path = as_path(source)
         if path.exists():
+            _check_kind(path)
             return _below(path, own, named=True)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         shown = source if len(source) <= 60 else source[:60] + "..."
@@ -37,6 +64,14 @@ def find_files(source: str, own: OwnOutput | None = None) -> list[Path]:
     if glob.has_magic(source):
         return _matching(str(path), own)
     raise missing_path(path)
+
+
+def _check_kind(path: Path) -> None:
+    """UserError for what has no text in it or no end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISFIFO(mode)):
+        kind = "socket" if stat.S_ISSOCK(mode) else "device"
+        raise UserError(f"'{path}' is a {kind}, not a text: name a file, a folder or a pipe")
 
 
 def is_dataset_folder(path: Path) -> bool:
@@ -56,6 +91,12 @@ def resolved(path: Path, folders: dict[str, str]) -> str:
 
 def missing_path(path: Path) -> UserError:
     """The error for a path that does not exist: where it breaks off and the nearest name there."""
+    if str(path).startswith(DESCRIPTORS):
+        number = path.name
+        return UserError(
+            f"'{path}' was open for an earlier command only: give this one the same text again, "
+            f"as in {number}<FILE"
+        )
     parent, child = path.parent, path
     while not parent.exists() and parent != parent.parent:
         parent, child = parent.parent, parent

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mixlab.config import to_mapping
 from mixlab.data import Dataset, load_tokenizer, prepare
+from mixlab.data.streams import to_give_again
 from mixlab.errors import RunFailed, UserError
 from mixlab.model.language_model import build_model
 from mixlab.train import checkpoint, diagnose, machine, meters, randomness
@@ -126,9 +127,8 @@ class Trainer:
         assert config.model is not None
         self.folder, self.report, self.valid = folder, report, dataset.valid
         self.config, self.context = config.train, config.model.context
-        piped = " with the same text on standard input" if "-" in config.data.sources else ""
         self.run_config, self.dataset, self.changes = config, dataset, Changes()
-        self.resume_command = f"mixlab train --resume {folder.path}{piped}"
+        self.resume_command = f"mixlab train --resume {folder.path}{to_give_again(config.data.sources)}"
         self.device = machine.default_device()
         self.bfloat16 = resolve_dtype(self.config.dtype, self.device)
         randomness.seed(self.config.seed)
