@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mixlab.cli import run
+from mixlab.compare.runner import called
 from mixlab.config import load_run_config, to_mapping
 from mixlab.data import DataConfig, corpus, prepare, streams
 from mixlab.data.corpus import Corpus
@@ -122,7 +123,7 @@ def test_a_comparison_keeps_the_text_of_a_pipe_for_its_runs_and_shows_any_name(v
     assert "finished before" in capsys.readouterr().err
     assert [path.read_text() for path in Path("comparison/text").iterdir()] == [TEXT]
     told = json.loads(Path("comparison/comparison.json").read_text())
-    assert told["corpus"]["sources"][1] == r"b\xff.txt" and r"b\xff.txt" in told["title"]
+    assert told["corpus"]["sources"][1] == r"b\xff.txt" and "2 texts" in told["title"]
     assert r"b\xff.txt" in Path("comparison/report.html").read_text()
 
 
@@ -139,6 +140,11 @@ def test_a_name_that_is_not_utf8_is_a_text_wherever_it_stands(verbs, capsys):
     assert run(["evaluate", "r", NAME]) == 0
     assert run(["report", "r"]) == 0
     assert r"b\xff.txt" in Path("r/data.json").read_text().replace("\\\\", "\\")
+
+
+def test_titles_name_the_file_or_what_its_text_came_from():
+    names = {r"/d/b\xff.txt": r"b\xff.txt", "q/text/pipe-0123456789ab.txt": "a pipe"}
+    assert all(called([source]) == name for source, name in names.items())
 
 
 def test_notes_name_it_in_letters_that_any_file_holds(tmp_path):

@@ -23,7 +23,7 @@ from mixlab.errors import RunFailed
 from mixlab.train.metrics import Line
 from mixlab.train.progress import Progress, Told
 
-STDIN = re.compile(r"stdin-[0-9a-f]{12}\.txt")
+SPOOLED = re.compile(r"(stdin|pipe)-[0-9a-f]{12}\.\w.*")
 """A file that the comparison wrote itself, see `ComparisonFolder.spooled`."""
 
 
@@ -236,4 +236,5 @@ def called(sources: Sequence[str]) -> str:
     if source.startswith("corpus:"):
         return source
     name = Path(source).absolute().name or source
-    return "standard input" if STDIN.fullmatch(name) else name
+    spooled = SPOOLED.fullmatch(name)
+    return {"stdin": "standard input", "pipe": "a pipe"}[spooled[1]] if spooled else name
