@@ -73,10 +73,25 @@ def test_learning_rates_are_listed_where_they_differ() -> None:
     assert "muon at 0.01 for all models" in "\n".join(unequal([result("a"), result("b")], BUDGET, CORPUS))
 
 
+def test_a_rate_is_stated_without_a_word_on_where_it_comes_from() -> None:
+    """--set may have changed a preset's rate, and a sweep tunes it."""
+    text = "\n".join(unequal([result("a"), result("b")], BUDGET, CORPUS))
+    assert "Learning rate: muon at 0.01 for all models." in text
+    assert "preset" not in text and "tuned" not in text
+
+
+def test_times_that_are_not_fit_to_conclude_from_have_no_ratio() -> None:
+    slow = [result("a"), result("b", seconds=35.0)]
+    assert any(sentence.startswith("Time:") for sentence in unequal(slow, BUDGET, CORPUS))
+    assert not any(sentence.startswith("Time:") for sentence in unequal(slow, BUDGET, CORPUS, timed=False))
+
+
 def test_one_seed_is_said_to_leave_chance_open_and_two_are_not() -> None:
     one = [result("a"), result("b")]
     assert any("one seed each" in sentence for sentence in unequal(one, BUDGET, CORPUS))
     two = [r | {"seed": seed} for r in one for seed in (0, 1)]
+    some = "\n".join(unequal(two[:-1], BUDGET, CORPUS))
+    assert "b finished with one seed" in some and "one seed each" not in some
     assert not any("one seed each" in sentence for sentence in unequal(two, BUDGET, CORPUS))
 
 

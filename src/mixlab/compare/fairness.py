@@ -131,7 +131,7 @@ def _range(sizes: Mapping[str, float], models: Sequence[str]) -> str:
 
 
 def _rates(neural: Sequence[Result]) -> str:
-    """Whose learning rate was chosen how: tuning is a budget too."""
+    """Each model's learning rate: nothing says that each is the best for its model."""
     rates: dict[tuple[str, float], list[str]] = {}
     for result in neural:
         optimizer = result["config"].get("train", {}).get("optimizer", {})
@@ -143,20 +143,20 @@ def _rates(neural: Sequence[Result]) -> str:
     if len(rates) == 1:
         (kind, lr), models = next(iter(rates.items()))
         who = "all models" if len(models) > 1 else models[0]
-        return f"Learning rate: {kind} at {lr:g} for {who}, as in the presets; this comparison tuned nothing."
+        return f"Learning rate: {kind} at {lr:g} for {who}."
     parts = [f"{kind} at {lr:g} ({_listed(models)})" for (kind, lr), models in rates.items()]
-    return f"Learning rates are the presets'; this comparison tuned nothing: {', '.join(parts)}."
+    return f"Learning rates: {', '.join(parts)}."
 
 
 def _seeds(neural: Sequence[Result]) -> str:
     seeds: dict[str, set[int]] = {}
     for result in neural:
         seeds.setdefault(result["model"], set()).add(result["seed"])
-    if len(seeds) > 1 and min(map(len, seeds.values())) < 2:
-        return (
-            "Chance: one seed each, so the noise between runs is unknown and small differences may be noise."
-        )
-    return ""
+    single = [model for model, own in seeds.items() if len(own) < 2]
+    if len(seeds) < 2 or not single:
+        return ""
+    who = "one seed each" if len(single) == len(seeds) else f"{_listed(single)} finished with one seed"
+    return f"Chance: {who}, so the noise between runs is unknown and small differences may be noise."
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -111,17 +111,15 @@ class Length:
     epochs: int
     tokens: float | None = None
     before: float | None = None
-    step: float | None = None
 
 
 def _length(result: Mapping[str, Any], corpus: Mapping[str, Any]) -> Length:
     """One pass over the whole text, or twice as long as before where that was most of a pass or more."""
     whole, before = number(corpus.get("train_tokens")), number(result.get("tokens"))
-    step = number(mapping(mapping(result.get("config")).get("train")).get("batch_tokens"))
     if not whole or not before:
         return Length(epochs=1)
     epochs = 1 if 2 * before < 1.5 * whole else math.ceil(2 * before / whole)
-    return Length(epochs=epochs, tokens=epochs * whole, before=before, step=step)
+    return Length(epochs=epochs, tokens=epochs * whole, before=before)
 
 
 def _words(length: Length, timed: ModelView | None) -> str:
@@ -145,9 +143,8 @@ def _command(data: Mapping[str, Any], result: Mapping[str, Any], length: Length)
     sources = [str(source) for source in sources] if isinstance(sources, list) else []
     words = ["mixlab", "train", *(f"./{s}" if s.startswith("-") else s for s in sources)]
     words += ["--preset", str(path / "config.toml"), "--epochs", str(length.epochs)]
-    if length.tokens and length.step:
-        steps = math.ceil(length.tokens / length.step)
-        words += ["--set", f"train.eval_every={math.ceil(steps / EVALUATIONS)}"]
+    if not mapping(config.get("train")).get("evaluations"):  # every so many steps of a run that was short
+        words += ["--set", f"train.evaluations={EVALUATIONS}"]
     for module in data.get("imports") or []:
         words += ["--import", str(module)]
     return shlex.join(words)
