@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,9 @@ import torch
 
 from mixlab.compare import timing
 from mixlab.config import to_mapping
-from mixlab.data import TokenFile, prepare
-from mixlab.data.tokenizer import Tokenizer
-from mixlab.decode import generate, stream_text
+from mixlab.data import prepare
+from mixlab.decode import generate
+from mixlab.decode.samples import MOST_TOKENS, sample
 from mixlab.model.scorer import Scorer
 from mixlab.train import machine
 from mixlab.train.evaluate import evaluate
@@ -34,9 +33,7 @@ WARM_UP = 8
 DECODE_SECONDS = 1.0
 """What the timed decoding and the sample may each take, about: of a large model fewer tokens are drawn."""
 
-SAMPLE_TOKENS, FEWEST_SAMPLED = 400, 100
-TEMPERATURE = 0.8
-"""Of the sample: a little below 1, where text of an undertrained model is at its most readable."""
+FEWEST_SAMPLED = 100
 
 
 def result(
@@ -60,7 +57,7 @@ def result(
     best = _best_evaluation(opened, scorer, context)
     milliseconds = decode_milliseconds(scorer, decode_from, context)
     fitting = int(1000 * DECODE_SECONDS / milliseconds)
-    length = min(SAMPLE_TOKENS, max(FEWEST_SAMPLED, fitting))
+    length = min(MOST_TOKENS, max(FEWEST_SAMPLED, fitting))
     steps, processes = read_metrics(opened.path / "metrics.jsonl", "step"), timing.read(opened.path)
     rates = timing.throughput(steps, processes)
     return {
@@ -90,7 +87,7 @@ def result(
             for line in _evaluations(opened)
         ],
         "loss_by_position": best["loss_by_position"],
-        "sample": sample(scorer, opened.tokenizer, prompt, length, seed=opened.config.train.seed),
+        "sample": sample(scorer, opened.tokenizer, prompt, most=length, seed=opened.config.train.seed),
         "config": to_mapping(opened.config),
     }
 
@@ -151,31 +148,6 @@ def decode_milliseconds(scorer: Scorer, tokens: Sequence[int], context: int) -> 
             break
     kept = times[WARM_UP:] or times
     return 1000 * statistics.median(kept)
-
-
-def sample(scorer: Scorer, tokenizer: Tokenizer, prompt: str, length: int, *, seed: int) -> dict[str, Any]:
-    """What the model goes on with after `prompt`, `length` tokens of it."""
-    tokens = [int(token) for token in tokenizer.encode(prompt)] or [0]
-    ids = generate(scorer, tokens, max_tokens=length, temperature=TEMPERATURE, seed=seed)
-    text = "".join(stream_text(tokenizer, ids))
-    return {"prompt": prompt, "text": text, "temperature": TEMPERATURE, "seed": seed}
-
-
-def prompt_of(file: TokenFile, tokenizer: Tokenizer, characters: int = 160) -> str:
-    """Whole lines from the middle of a text, about so many characters, of one document: to sample after."""
-    middle = max(1, len(file) // 2)
-    piece = [int(token) for token in file.tokens[middle : middle + 8 * characters]]
-    ends = [-1, *(i for i, token in enumerate(piece) if token == 0), len(piece)]
-    start, end = max(itertools.pairwise(ends), key=lambda pair: pair[1] - pair[0])
-    text = tokenizer.decode(piece[start + 1 : end])
-    cut, newline, whole = text.partition("\n")
-    lines = whole if start < 0 and newline else text  # the piece began inside a line
-    kept = ""
-    for line in (lines or cut).splitlines(keepends=True):
-        if kept and len(kept) + len(line) > characters:
-            break
-        kept += line
-    return kept[:characters].strip("\ufffd")
 
 
 def peak_memory_bytes() -> int:

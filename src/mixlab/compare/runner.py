@@ -172,7 +172,7 @@ class _Comparison:
 
     def work(self, entry: Entry, signals: Signals, job: Line) -> Line:
         """Have a worker do the job; Stopped if a signal came."""
-        from mixlab.compare.measure import prompt_of
+        from mixlab.decode.samples import prompt_of
 
         request, valid = self.request, self.dataset.valid
         job = {

@@ -86,7 +86,7 @@ def config_text(config: dict[str, Any]) -> str:
     return json.dumps(config, indent=2, ensure_ascii=False)
 
 
-def visible(text: str, most: int = 2_000) -> str:
+def visible(text: str, most: int = 6_000) -> str:
     """Sampled text that is safe to show: control characters become their pictures, and it ends after `most`.
 
     Line breaks and tabs stay; NUL, which ends a document of bytes, is shown as the symbol U+2400. Characters
