@@ -35,6 +35,13 @@ def _no_measuring(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
     monkeypatch.setattr(machine, "measure", lambda device=None, refresh=False: FAKE)
 
 
+@pytest.fixture(params=["float32", "bfloat16"])
+def switched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What "auto" comes to, one after the other: the test runs under both precisions on any processor."""
+    monkeypatch.setenv("MIXLAB_AUTO_DTYPE", request.param)
+    return request.param
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     """Six kilobytes of words in a file."""

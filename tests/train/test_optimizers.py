@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
 
 import mixlab
 from mixlab.errors import UserError
-from mixlab.train import kinds, machine, trial
+from mixlab.train import kinds, trial
 from mixlab.train.config import OptimizerConfig
 from mixlab.train.muon import FullPrecisionMuon
 from mixlab.train.optimizers import Optimizers, assign
@@ -265,12 +263,10 @@ def test_muon_updates_are_of_the_size_of_adamws():
     assert 0.6 < model.w.detach().square().mean().sqrt().item() / (0.2 * lr) < 1.25
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_muon_multiplies_in_bfloat16_where_that_is_faster(monkeypatch, fast):
-    found = replace(machine.measure(), use_bfloat16=fast)
-    monkeypatch.setattr(machine, "measure", lambda device=None, refresh=False: found)
-    cls = type(Optimizers(tiny(), OptimizerConfig(kind="muon")).by_rule["muon"])
-    assert cls is (torch.optim.Muon if fast else FullPrecisionMuon)
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_muon_multiplies_in_the_precision_of_the_run(bfloat16):
+    cls = type(Optimizers(tiny(), OptimizerConfig(kind="muon"), bfloat16=bfloat16).by_rule["muon"])
+    assert cls is (torch.optim.Muon if bfloat16 else FullPrecisionMuon)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon", "adafactor", "pytorch_optimizer:SOAP"])

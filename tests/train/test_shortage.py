@@ -75,15 +75,16 @@ def test_halving_goes_down_to_one_row_of_a_batch_of_any_size(whole, tmp_path, mo
     assert saved_pieces(tmp_path / "run", 2) == 7
 
 
-def test_a_resume_repeats_the_size_that_was_found_to_the_last_byte(whole, tmp_path, monkeypatch):
-    limit(monkeypatch, 2, since=3)
+def test_a_resume_repeats_the_size_that_was_found_to_the_last_byte(whole, tmp_path, monkeypatch, switched):
     rarely = with_train(whole, checkpoint=CheckpointConfig(every=0, keep=9))
-    train(rarely, tmp_path / "straight", progress=quiet)
-    assert saved_pieces(tmp_path / "straight", 3) == 2  # saved at once, though no checkpoint was due
-    for step in (2, 3, 6):
-        if step > 3:
-            monkeypatch.undo()  # what was found is kept, not found again
-        train(rarely, tmp_path / "run", resume=step > 2, progress=stop_at(step))
+    with monkeypatch.context() as short:
+        limit(short, 2, since=3)
+        train(rarely, tmp_path / "straight", progress=quiet)
+        assert saved_pieces(tmp_path / "straight", 3) == 2  # saved at once, though no checkpoint was due
+        for step in (2, 3):
+            train(rarely, tmp_path / "run", resume=step > 2, progress=stop_at(step))
+    # What was found is kept, not found again.
+    train(rarely, tmp_path / "run", resume=True, progress=stop_at(6))
     train(rarely, tmp_path / "run", resume=True, progress=quiet)
     assert record(tmp_path / "run") == record(tmp_path / "straight")
     train(rarely, tmp_path / "free", progress=quiet)

@@ -28,7 +28,7 @@ def show(config: RunConfig, *, out: Path | None, as_json: bool) -> None:
     context = config.model.context if config.model is not None else 0
     dataset = prepare(config.validate().data, context=context, notes=note)
     with Countdown(config.name) as countdown:
-        found = find_lr(config, dataset, progress=countdown)
+        found = find_lr(config, dataset, progress=countdown, note=note)
     drawn = None
     try:
         if out is not None:

@@ -16,11 +16,14 @@ from mixlab.train import kinds
 
 ScheduleKind = Literal["cosine", "linear", "wsd", "constant", "onecycle"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
 
 ROLES: tuple[str, ...] = get_args(Role)
 SCHEDULES = ("cosine", "linear", "wsd", "constant", "onecycle")
 SINKS = ("tensorboard", "wandb", "trackio")
 DTYPES = ("auto", "float32", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
+MOST_THREADS = 4096
 HORIZONS = ("steps", "tokens", "epochs", "minutes", "flops")
 
 
@@ -188,8 +191,11 @@ class TrainConfig:
     z_loss, label_smoothing: see `LanguageModel.losses`; in the gradient, not in the loss that is reported.
     ema: decay of an average of the weights, which is then what is evaluated and kept as the model; 0 is off.
     recompute: blocks do their forward again for the gradient, in place of keeping what it needs.
-    dtype: auto is bfloat16 autocast where that was measured to be faster. deterministic: on a GPU, only
-    kernels that give the same bits each time, so that a resumed run equals an uninterrupted one there too.
+    dtype: auto is bfloat16 autocast where that was measured to be faster. threads: torch's on a CPU; 0 (auto)
+    is as many as there are, where that was measured to be faster than one. device: auto is the GPU if there
+    is one. A run spells out what these three came to, and keeps it (`mixlab.train.auto`).
+    deterministic: on a GPU, only kernels that give the same bits each time, so that a resumed run equals an
+    uninterrupted one there too.
     """
 
     seed: int = 0
@@ -211,6 +217,8 @@ class TrainConfig:
     ema: float = 0.0  # a falling learning rate averages too; 0.999 is usual where it stays constant
     recompute: bool = False  # a third more time for the memory of one block in place of all
     dtype: Dtype = "auto"
+    threads: int = 0
+    device: Device = "auto"
     deterministic: bool = False  # costs speed on a GPU; a CPU gives the same bits anyway
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -273,6 +281,9 @@ class TrainConfig:
         for name in self.sinks:
             _require_one_of("train.sinks", name, SINKS)
         _require_one_of("train.dtype", self.dtype, DTYPES)
+        _require_one_of("train.device", self.device, DEVICES)
+        fits = 0 <= self.threads <= MOST_THREADS
+        _require(fits, "train.threads", self.threads, f"0 (auto) or a number of threads up to {MOST_THREADS}")
         _require(
             0 <= self.z_loss < math.inf, "train.z_loss", self.z_loss, "0 (off) or positive, such as 1e-4"
         )

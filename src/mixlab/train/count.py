@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from mixlab.config import to_mapping
 from mixlab.data import Dataset
 from mixlab.errors import UserError
 from mixlab.model.config import ModelConfig
@@ -19,9 +20,25 @@ from mixlab.train.files import disk_errors, write_text
 from mixlab.train.folder import Changes, RunFolder
 from mixlab.train.metrics import Line, MetricsLog, cut_back
 from mixlab.train.resuming import identity
+from mixlab.train.sinks import Sinks
 
 # An n-gram needs no window, but a model has one: scored in the same windows, the numbers compare.
 CONTEXT = ModelConfig().context
+
+
+def begin(
+    config: RunConfig, folder: RunFolder, dataset: Dataset, report: Sinks, *, resume: bool, force: bool
+) -> Line:
+    """Count into `folder`, as `mixlab.train.loop.train` says, after what is checked and written first."""
+    changes = folder.check_same(config, dataset, force=force) if resume else {}
+    facts = machine.environment(machine.measure())
+    with folder.locked():
+        if not resume:
+            folder.check_free()
+        folder.write_start(config, dataset, facts)
+        report({"kind": "start", "run": str(folder.path), "length": {}})
+        with report.open(folder.path, 0, to_mapping(config)):
+            return count(config, folder, dataset, report, changes)
 
 
 def count(

@@ -19,6 +19,7 @@ from mixlab.parts.shift import document_starts
 from mixlab.train import shortage
 from mixlab.train.precision import autocast, resolve
 from mixlab.train.stopping import at_each_block
+from mixlab.train.surroundings import evaluating, pinned
 
 TOKENS = 8192
 """Scored at a time. From 1k to 16k the speed was the same, and `torch.inference_mode` gained nothing over
@@ -94,10 +95,7 @@ def evaluate(
     rows = batch_size or max(1, TOKENS // context)
     module = scorer if isinstance(scorer, nn.Module) else None
     device = next(module.parameters()).device if module is not None else torch.device("cpu")
-    training = module is not None and module.training
-    if module is not None:
-        module.eval()
-    try:
+    with pinned(), evaluating(module):
         while True:
             done = 0
             try:
@@ -120,9 +118,6 @@ def evaluate(
                     ) from None
             shortage.release(device)
             rows //= 2
-    finally:
-        if module is not None:
-            module.train(training)
     return _evaluation(sums)
 
 

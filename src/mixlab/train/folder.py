@@ -14,6 +14,7 @@ from mixlab.data import Dataset
 from mixlab.data.tokenizer import Tokenizer
 from mixlab.errors import UserError
 from mixlab.imports import check_imported, providers
+from mixlab.train.auto import fill, recorded
 from mixlab.train.config import HORIZONS, RunConfig
 from mixlab.train.files import disk_errors, hold, write_text
 
@@ -22,7 +23,10 @@ LENGTH = tuple(f"train.{name}" for name in HORIZONS)
 LOOKING = (
     "train.eval_every", "train.evaluations", "train.watch_every", "train.sinks", "train.sinks_optional",
 )  # fmt: skip
-BESIDE_LENGTH = ("name", *LOOKING, "train.checkpoint", "train.recompute")
+MACHINE = ("train.device", "train.threads")
+"""These may change too, as another machine has others; a run's last bits follow them, so that it is told."""
+
+BESIDE_LENGTH = ("name", *LOOKING, "train.checkpoint", "train.recompute", *MACHINE)
 MAY_CHANGE = (*LENGTH, *BESIDE_LENGTH)
 
 MOST_TEXTS = 100
@@ -95,12 +99,15 @@ class RunFolder:
         return hold(self.path, "run")
 
     def read_config(self) -> RunConfig:
-        """The saved RunConfig; UserError if there is none, or if it needs a part that was not imported."""
+        """The saved RunConfig; UserError if there is none, or if it needs a part that was not imported.
+
+        Where an older mixlab left open what "auto" came to, it is filled in from the run's other files.
+        """
         if not self.config.is_file():
             raise UserError(f"{self.path} is not a run: it has no {self.config.name}")
         config = parse(RunConfig, read_toml(self.config))
         check_imported(self._recorded_imports(), str(self.path))
-        return config
+        return recorded(config, self.environment, self.metrics)
 
     def _recorded_imports(self) -> Any:
         """What `write_start` noted of the parts' origins; None where the file is missing or damaged."""
@@ -172,9 +179,15 @@ def differences(old: Any, new: Any, path: str = "") -> Changes:
 
 
 def changed(begun: RunConfig, config: RunConfig) -> Changes:
-    """What `config` would make another run of one that was begun with `begun`."""
+    """What `config` would make another run of one that was begun with `begun`, and what of MACHINE differs.
+
+    What `begun` leaves to the machine was never said: it is no difference.
+    """
+    begun = replace(begun, train=fill(begun.train, config.train))
     found = differences(to_mapping(begun), to_mapping(config))
-    return {key: both for key, both in found.items() if not key.startswith(MAY_CHANGE)}
+    return {
+        key: both for key, both in found.items() if key.startswith(MACHINE) or not key.startswith(MAY_CHANGE)
+    }
 
 
 def check_allowed(where: Path, changes: Changes, config: RunConfig, *, force: bool) -> None:
@@ -189,10 +202,11 @@ def check_allowed(where: Path, changes: Changes, config: RunConfig, *, force: bo
             f"{where} was made with another tokenizer: {listed(others)}; a resumed run keeps its own, which "
             "its weights are for: leave it as it was, or start a new run"
         )
-    if changes and not force:
+    refused = {key: both for key, both in changes.items() if not key.startswith(MACHINE)}
+    if refused and not force:
         *most, last = BESIDE_LENGTH
         raise UserError(
-            f"{where} was made with another config or text: {listed(changes)}; leave them as they were, or "
+            f"{where} was made with another config or text: {listed(refused)}; leave them as they were, or "
             "go on with the new values by --force-config "
             f"(only the length, {', '.join(most)} and {last} may change without)"
         )

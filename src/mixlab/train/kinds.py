@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import SGD, Adafactor, Adam, AdamW, Muon, Optimizer
 
 from mixlab.errors import UserError
-from mixlab.train import machine, width
+from mixlab.train import width
 from mixlab.train.muon import FullPrecisionMuon
 
 PACKAGE = "pytorch_optimizer"
@@ -72,16 +72,18 @@ def _or_zero(parameter: Tensor) -> Tensor:
 class Kind:
     """One update rule.
 
-    load: gives the class. knobs: key of OptimizerConfig that it takes -> its own default; the argument of the
-    class goes by the same name. fixed: arguments that make the class this kind. group: entries of its
-    parameter groups. matrices: it is for the 2-D matrices inside the blocks, and AdamW takes the rest.
-    drive: makes a step. asks: what that costs besides a gradient, in words. work: FLOPs of a step over those
-    of a gradient, by the options. averages: it keeps the parameters that count apart from those it trains,
-    with train() and eval() to change over. width: how its rate follows the width; None if that is not known.
-    refused: why it cannot be used.
+    load: gives the class; full: the one for a run in float32, where that is another. knobs: key of
+    OptimizerConfig that it takes -> its own default; the argument of the class goes by the same name.
+    fixed: arguments that make the class this kind. group: entries of its parameter groups. matrices: it is
+    for the 2-D matrices inside the blocks, and AdamW takes the rest. drive: makes a step. asks: what that
+    costs besides a gradient, in words. work: FLOPs of a step over those of a gradient, by the options.
+    averages: it keeps the parameters that count apart from those it trains, with train() and eval() to
+    change over. width: how its rate follows the width; None if that is not known. refused: why it cannot be
+    used.
     """
 
     load: Callable[[], type[Optimizer]]
+    full: Callable[[], type[Optimizer]] | None = None
     knobs: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     group: Mapping[str, Any] = field(default_factory=dict)
@@ -104,16 +106,20 @@ class Kind:
         named = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         return [name for name in named if name not in (*OURS, *self.knobs, *self.fixed)]
 
-    def make(self, groups: list[dict[str, Any]], lr: float, settings: Mapping[str, Any]) -> Optimizer:
-        """The optimizer of parameter groups; settings: knobs and options, lists as tuples."""
+    def make(
+        self,
+        groups: list[dict[str, Any]],
+        lr: float,
+        settings: Mapping[str, Any],
+        *,
+        bfloat16: bool = False,
+    ) -> Optimizer:
+        """The optimizer of parameter groups; settings: knobs and options, lists as tuples. bfloat16: whether
+        the run is under its autocast."""
+        load = self.load if bfloat16 or self.full is None else self.full
         tables = [{**group, **self.group} for group in groups]
         arguments = {**self.fixed, **settings}
-        return self.load()(tables, lr=lr, **arguments)  # type: ignore[call-arg]
-
-
-def _muon() -> type[Optimizer]:
-    """torch's, where this machine multiplies bfloat16 fast."""
-    return Muon if machine.measure(machine.default_device().type).use_bfloat16 else FullPrecisionMuon
+        return load()(tables, lr=lr, **arguments)  # type: ignore[call-arg]
 
 
 # A decay is subtracted apart from the gradient's update (Loshchilov & Hutter 2019) but in torch's SGD and
@@ -148,7 +154,8 @@ KINDS: Mapping[str, Kind] = {
         width=width.adam,
     ),
     "muon": Kind(
-        load=_muon,
+        load=lambda: Muon,
+        full=lambda: FullPrecisionMuon,
         knobs={"weight_decay": 0.1, "momentum": 0.95},  # Jordan et al. 2024
         fixed={"adjust_lr_fn": "match_rms_adamw"},
         width=width.muon,

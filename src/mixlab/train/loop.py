@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from mixlab.config import to_mapping
 from mixlab.data import Dataset, load_tokenizer, prepare
 from mixlab.data.streams import to_give_again
 from mixlab.errors import RunFailed, UserError
 from mixlab.model.language_model import build_model
-from mixlab.train import checkpoint, diagnose, machine, meters, randomness
+from mixlab.train import auto, checkpoint, diagnose, machine, meters, randomness, surroundings, threads
 from mixlab.train.advice import Diverged, NotFinite, advice
 from mixlab.train.allocator import keep_freed_memory
 from mixlab.train.average import Average
@@ -60,35 +63,47 @@ def train(
     its own it is called no more, and training goes on.
 
     The summary's `status` is "done", or "stopped" after SIGTERM, SIGINT or SIGHUP (its `message` says how to
-    go on). Raises UserError for a config, text or folder that cannot work, RunFailed for a loss that is not
-    finite or a full disk.
+    go on). Torch's settings are pinned meanwhile (`mixlab.train.surroundings`). Raises UserError for a
+    config, text or folder that cannot work and if this process is training already, RunFailed for a loss
+    that is not finite or a full disk.
     """
+    with surroundings.alone(), surroundings.pinned():
+        return _train(config, out, resume=resume, force=force, progress=progress)
+
+
+def _train(
+    config: RunConfig, out: Path | str, *, resume: bool, force: bool, progress: Progress | None
+) -> Line:
     config.validate()
     report = Sinks(config.train.sinks, optional=config.train.sinks_optional, report=Told(progress or _warn))
     folder = RunFolder(Path(out))
-    if resume:
-        folder.read_config()
-    else:
+    begun = folder.read_config() if resume else None
+    if begun is None:
         folder.check_free()
     dataset = _data(config, folder, resume, report)
     config = resolve(config, dataset)
-    changes = folder.check_same(config, dataset, force=force) if resume else {}
-    facts = machine.environment(machine.measure())
-    length = (
-        {} if config.model is None else {config.train.horizon: getattr(config.train, config.train.horizon)}
-    )
-    start = {"kind": "start", "run": str(folder.path), "length": length}
     if config.model is None:
-        from mixlab.train.count import count
+        from mixlab.train import count
 
-        with folder.locked():
-            if not resume:
-                folder.check_free()
-            folder.write_start(config, dataset, facts)
-            report(start)
-            with report.open(folder.path, 0, to_mapping(config)):
-                return count(config, folder, dataset, report, changes)
-    with randomness.kept(), randomness.deterministic(config.train.deterministic):
+        return count.begin(config, folder, dataset, report, resume=resume, force=force)
+
+    def note(message: str) -> None:
+        report({"kind": "note", "message": message})
+
+    width, before = config.model.dim, None if begun is None else begun.train
+    config = replace(config, train=auto.settle(config.train, width=width, note=note, begun=before))
+    changes = folder.check_same(config, dataset, force=force) if resume else {}
+    start = {
+        "kind": "start",
+        "run": str(folder.path),
+        "length": {config.train.horizon: getattr(config.train, config.train.horizon)},
+    }
+    with (
+        threads.using(config.train.threads),
+        randomness.kept(),
+        randomness.deterministic(config.train.deterministic),
+    ):
+        facts = machine.environment(machine.measure(config.train.device))
         trainer = Trainer(config, folder, dataset, report)  # first: a part that does not fit leaves no folder
         keep_freed_memory()  # not before: what preparing a long text took is given back
         with folder.locked():
@@ -129,13 +144,13 @@ class Trainer:
         self.config, self.context = config.train, config.model.context
         self.run_config, self.dataset, self.changes = config, dataset, Changes()
         self.resume_command = f"mixlab train --resume {folder.path}{to_give_again(config.data.sources)}"
-        self.device = machine.default_device()
+        self.device = torch.device(auto.usable(self.config.device))
         self.bfloat16 = resolve_dtype(self.config.dtype, self.device)
         randomness.seed(self.config.seed)
         self.model = build_model(config.model).to(self.device)
         self.model.recompute = self.config.recompute
         self.model.set_progress(0.0)  # before the optimizers: parameters that serve training alone come now
-        self.optimizers = Optimizers(self.model, self.config.optimizer)
+        self.optimizers = Optimizers(self.model, self.config.optimizer, bfloat16=self.bfloat16)
         rows = self.config.rows(self.context)
         self.batches = dataset.batches(context=self.context, batch_size=rows, seed=self.config.seed)
         for sentence in self.batches.notes():
@@ -310,6 +325,8 @@ class Trainer:
             "best_step": best.get("step"),
             "parameters": sum(self.model.parameters_by_component().values()),
             "dtype": "bfloat16" if self.bfloat16 else "float32",
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
             "tokens_per_second": self.done.tokens / self.done.seconds if self.done.seconds else None,
             "peak_memory_bytes": machine.peak_memory_bytes(self.device),
             "checkpoint": str(self.saver.saved) if self.saver.saved else None,

@@ -48,13 +48,13 @@ kind "eval":
     full                 false for the sample of `train.eval_tokens`, which is compared with no full measure
     loss_by_position     mean nats of the tokens after 1, 2, ... tokens of context
 
-kind "config", where a run was resumed with another config by force:
+kind "config", where a run was resumed with another config by force, on another device or with other threads:
 
     changes              dotted key -> [what it was, what it is from here on]
 
-kind "end", the last: status "done", "stopped" or "failed", message, parameters, dtype, checkpoint; loss: the
-last; bits_per_byte: of the last full evaluation; best_bits_per_byte, best_step; tokens_per_second over the
-whole; peak_memory_bytes.
+kind "end", the last: status "done", "stopped" or "failed", message, parameters, dtype, device, threads,
+checkpoint; loss: the last; bits_per_byte: of the last full evaluation; best_bits_per_byte, best_step;
+tokens_per_second over the whole; peak_memory_bytes.
 """
 
 from __future__ import annotations

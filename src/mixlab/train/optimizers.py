@@ -81,10 +81,13 @@ def _width_factor(rule: str, shape: Shape) -> float:
 
 
 class Optimizers:
-    """The optimizers of one model, stepped together, with their memory by parameter name."""
+    """The optimizers of one model, stepped together, with their memory by parameter name.
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
-        self.config = config
+    bfloat16: whether the run multiplies in it; then Muon does too.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, *, bfloat16: bool = False) -> None:
+        self.config, self.bfloat16 = config, bfloat16
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.plan = assign(model, config)
         self.by_rule: dict[str, Optimizer] = {}
@@ -110,7 +113,7 @@ class Optimizers:
             {"params": parameters, **({"weight_decay": group.decay} if takes_decay else {})}
             for group, parameters in groups.items()
         ]
-        optimizer = self.by_rule[rule] = kind.make(tables, self.config.lr, settings)
+        optimizer = self.by_rule[rule] = kind.make(tables, self.config.lr, settings, bfloat16=self.bfloat16)
         self.tables += zip(groups, optimizer.param_groups, strict=True)
 
     def _check_each_once(self) -> None:

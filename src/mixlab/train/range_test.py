@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from mixlab.data import Dataset
 from mixlab.errors import RunFailed, UserError
-from mixlab.train import randomness
+from mixlab.train import auto, randomness, surroundings
 from mixlab.train.advice import NotFinite
 from mixlab.train.config import RunConfig, ScheduleConfig
 from mixlab.train.folder import RunFolder, resolve
@@ -51,25 +50,41 @@ RULE = "the lowest rate by which the averaged loss had made nine tenths of its f
 
 
 def find_lr(
-    config: RunConfig, dataset: Dataset, *, steps: int = STEPS, progress: Callable[[Line], None] | None = None
+    config: RunConfig,
+    dataset: Dataset,
+    *,
+    steps: int = STEPS,
+    progress: Callable[[Line], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> RangeTest:
     """Train from the config's fresh init at rates that rise exponentially from LOW to HIGH.
 
     One batch a step, as the run itself would draw them; it ends early once the loss is WORSE times what it
     began with, or not finite. Nothing is written. progress: called with {"step", "rate", "loss"} after every
-    step. UserError for an n-gram; RunFailed after SIGTERM, SIGINT or SIGHUP, where memory is
-    short, and if the loss or a gradient is not finite before there are two losses.
+    step. note: told what was measured to choose threads.
+
+    UserError for an n-gram and if this process is training already; RunFailed after SIGTERM, SIGINT or
+    SIGHUP, where memory is short, and if the loss or a gradient is not finite before there are two losses.
     """
     if config.model is None:
         raise UserError("an n-gram counts once: it has no learning rate to find")
     level = ScheduleConfig(kind="constant", warmup=0.0)
     config = resolve(replace(config, train=replace(config.train, schedule=level)), dataset)
+    assert config.model is not None
+    train = auto.settle(config.train, width=config.model.dim, note=note or (lambda message: None))
+    config = replace(config, train=train)
+    with surroundings.alone(), surroundings.pinned(train.threads), randomness.kept():
+        return _find(config, dataset, steps, progress)
+
+
+def _find(
+    config: RunConfig, dataset: Dataset, steps: int, progress: Callable[[Line], None] | None
+) -> RangeTest:
     rates = [LOW * (HIGH / LOW) ** (step / (steps - 1)) for step in range(steps)]
     seen: list[float] = []
     stopped = f"the rate reached {HIGH:g}"
-    with randomness.kept(), contextlib.ExitStack() as stack:
-        trainer = Trainer(config, RunFolder(Path("nowhere")), dataset, lambda line: None)
-        stack.enter_context(trainer.stop)
+    trainer = Trainer(config, RunFolder(Path("nowhere")), dataset, lambda line: None)
+    with trainer.stop:
         trainer.stepper.rate = lambda fraction: rates[len(seen)]
         for step, rate in enumerate(rates, start=1):
             try:

@@ -15,7 +15,7 @@ from mixlab.errors import UserError
 from mixlab.model.language_model import LanguageModel
 from mixlab.model.ngram import NGram
 from mixlab.model.weights import hollow_model
-from mixlab.train import checkpoint, diagnose, machine
+from mixlab.train import auto, checkpoint, diagnose, machine, surroundings, threads
 from mixlab.train.config import RunConfig
 from mixlab.train.count import CONTEXT
 from mixlab.train.evaluate import Evaluation, evaluate
@@ -48,8 +48,9 @@ class Run:
         """The scorer, in eval mode; an n-gram is on the CPU whatever `device` says."""
         if self.config.model is None:
             return NGram.load(self.checkpoint)
-        model = hollow_model(self.config.model)
-        checkpoint.load_model(model, self.checkpoint / checkpoint.MODEL)
+        with surroundings.pinned():
+            model = hollow_model(self.config.model)
+            checkpoint.load_model(model, self.checkpoint / checkpoint.MODEL)
         diagnose.check_finite(model, self.checkpoint)
         try:
             return model.to(device).eval()
@@ -60,14 +61,16 @@ class Run:
     def evaluate(self, text: TokenFile) -> Evaluation:
         """How well the checkpoint predicts a text, scored as its training scores the validation text.
 
-        That is with the run's context and `train.dtype`, on the GPU if there is one: of the same
-        text it gives the same numbers on the same machine.
+        That is with the run's context, `train.dtype`, `train.threads` and `train.device`, as far as this
+        machine has them: of the same text it gives the same numbers on the same machine.
         """
         text = replace(text, apart=self.config.data.packing == "documents")
         if self.config.model is None:
             return evaluate(self.load(), text, context=self.context, dtype="float32")
-        scorer = self.load(machine.default_device())
-        return evaluate(scorer, text, context=self.context, dtype=self.config.train.dtype)
+        train = self.config.train
+        scorer = self.load(auto.usable(train.device))
+        with threads.using(min(train.threads, machine.usable_cores())):
+            return evaluate(scorer, text, context=self.context, dtype=train.dtype)
 
 
 def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:
