@@ -20,7 +20,7 @@ from mixlab.config import to_mapping
 from mixlab.data.streams import STDIN, is_stream, opened
 from mixlab.errors import UserError
 from mixlab.train.files import disk_errors, hold, write_text
-from mixlab.train.folder import differences
+from mixlab.train.folder import MACHINE, differences
 from mixlab.train.metrics import strict
 
 FORMAT = "mixlab-comparison-1"
@@ -100,7 +100,7 @@ class ComparisonFolder:
             runs = {label: config for label, config in new["runs"].items() if label in saved["runs"]}
             settings = {key: value for key, value in new.items() if key != "runs"}
             begun = {key: value for key, value in saved.items() if key != "runs"}
-            keys = list(differences(begun, settings) or differences(saved["runs"], runs, "runs"))
+            keys = list(differences(begun, settings) or _differing(saved["runs"], runs))
             if keys:
                 more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
                 raise UserError(
@@ -117,7 +117,8 @@ class ComparisonFolder:
             result = json.loads((self.run(entry) / RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        same = isinstance(result, dict) and result.get("config") == _plain(to_mapping(entry.config))
+        config = {entry.label: _plain(to_mapping(entry.config))}
+        same = isinstance(result, dict) and not _differing({entry.label: result.get("config")}, config)
         return result if same else None
 
     def prepare_run(self, entry: Entry) -> bool:
@@ -184,6 +185,12 @@ class ComparisonFolder:
 def corpus_marks(corpus: Mapping[str, Any]) -> dict[str, Any]:
     """What tells one prepared text from another."""
     return {key: corpus.get(key) for key in ("sha256", "train_tokens", "valid_tokens")}
+
+
+def _differing(begun: Mapping[str, Any], runs: Mapping[str, Any]) -> list[str]:
+    """Keys at which the configs of runs differ, but for what another machine may change."""
+    found = differences(begun, runs, "runs")
+    return [key for key in found if not key.endswith(MACHINE)]
 
 
 def _plain(value: Any) -> Any:

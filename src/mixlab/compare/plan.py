@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mixlab.compare.request import Request
+from mixlab.compare.terms import Terms
 from mixlab.compare.width import solve
 from mixlab.config import apply_overrides, load_run_config, read_preset, to_mapping
 from mixlab.errors import UserError
 from mixlab.model.ngram import Drawn
+from mixlab.train.auto import fill
 from mixlab.train.config import RunConfig
 
 EVALUATIONS = 2
@@ -58,6 +60,7 @@ class Plan:
     request: Request
     steps: int
     entries: tuple[Entry, ...]
+    terms: Terms | None = None
 
     @property
     def tokens(self) -> int:
@@ -81,16 +84,25 @@ class Plan:
         return {
             "budget": self.budget(),
             "data": to_mapping(self.request.data),
+            **({} if self.terms is None else {"machine": self.terms.to_dict()}),
             "runs": {entry.label: to_mapping(entry.config) for entry in self.entries},
         }
 
 
-def make_plan(request: Request, *, vocab_size: int, steps: int, train_tokens: int | None = None) -> Plan:
+def make_plan(
+    request: Request,
+    *,
+    vocab_size: int,
+    steps: int,
+    train_tokens: int | None = None,
+    terms: Terms | None = None,
+) -> Plan:
     """Every model at the budget's parameters, for `steps` steps; raises UserError for what cannot be met.
 
     `request` is validated. A part that fails to build with an error of its own becomes an entry's problem:
     the other models can still be compared. Beside neural models an n-gram runs twice, see `baselines`.
-    train_tokens: of the training text, where that is known.
+    train_tokens: of the training text, where that is known. terms: what device, threads and precision are
+    where a model leaves them open.
     """
     entries: list[Entry] = []
     used: set[str] = set()
@@ -100,13 +112,15 @@ def make_plan(request: Request, *, vocab_size: int, steps: int, train_tokens: in
         if config.model is not None:
             config = equal_terms(config, request, vocab_size, steps)
             config, problem = _at_budget(config, request.params)
+            if terms is not None:
+                config = replace(config, train=fill(config.train, terms.here))
         for seed in range(request.seeds if config.model is not None else 1):
             run = replace(config, train=replace(config.train, seed=seed))
             entries.append(Entry(name=config.name, seed=seed, config=run, problem=problem))
     entries = baselines(entries, request, steps, train_tokens)
     _check_names(entries)
     _check_overrides(request.overrides, used)
-    return Plan(request=request, steps=steps, entries=tuple(entries))
+    return Plan(request=request, steps=steps, entries=tuple(entries), terms=terms)
 
 
 def baselines(

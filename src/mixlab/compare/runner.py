@@ -15,6 +15,7 @@ from mixlab.compare.fairness import unequal
 from mixlab.compare.folder import ComparisonFolder
 from mixlab.compare.plan import Entry, Plan, make_plan
 from mixlab.compare.request import Request
+from mixlab.compare.terms import agree
 from mixlab.compare.timing import judge
 from mixlab.compare.workers import Workers, can_fork
 from mixlab.config import to_mapping
@@ -73,12 +74,14 @@ class _Comparison:
 
     def __init__(self, request: Request, folder: ComparisonFolder, command: str, progress: Progress) -> None:
         from mixlab.data import prepare
-        from mixlab.train import machine
+        from mixlab.train import machine, threads
 
         self.request, self.folder, self.command, self.progress = request, folder, command, progress
         self.said: set[str] = set()
         self.dataset = prepare(request.data, context=request.context, notes=self.note, progress=progress)
-        self.environment = machine.environment(machine.measure())
+        self.terms = agree(folder.saved_plan(), self.note)
+        with threads.using(self.terms.here.threads):
+            self.environment = machine.environment(machine.measure(self.terms.here.device))
         self.results: dict[str, dict[str, Any]] = {}
 
     def note(self, message: str) -> None:
@@ -116,6 +119,7 @@ class _Comparison:
             vocab_size=self.dataset.tokenizer.vocab_size,
             steps=steps,
             train_tokens=self.dataset.facts["train_tokens"],
+            terms=self.terms,
         )
 
     def probed(self, plan: Plan, signals: Signals) -> Plan:

@@ -73,10 +73,16 @@ def work(job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Train and measure, or only probe, what the job says; returns the last line to send."""
     from mixlab.config import parse
     from mixlab.imports import import_parts
+    from mixlab.train import threads
     from mixlab.train.config import RunConfig
 
     import_parts(job["imports"])
     config = parse(RunConfig, job["config"])
+    with threads.using(config.train.threads):
+        return _do(config, job, channel)
+
+
+def _do(config: Any, job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     if job["kind"] == "probe":
         from mixlab.compare.probe import tokens_per_second
 
