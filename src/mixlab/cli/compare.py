@@ -44,6 +44,15 @@ def compare(
     tokenizer: Annotated[str, typer.Option(help="byte, char or bpe.", metavar="KIND")] = "byte",
     encoding: Encoding = None,
     overrides: Overrides = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid",
+            help="Train each model with each of these values, such as train.optimizer.lr=0.005,0.01,0.02; "
+            "may be repeated, for all combinations.",
+            metavar="KEY=V1,V2,...",
+        ),
+    ] = None,
     check_bands: Annotated[
         bool, typer.Option("--check-bands", help="Check each loss against the band it should lie in.")
     ] = False,
@@ -81,7 +90,7 @@ def compare(
     data = {"sources": text, "tokenizer": tokenizer, "encoding": encoding}
     request = _request(
         data, overrides or (), models, params=parameters(budget), seeds=seeds, context=context,
-        batch_size=batch_size, imports=tuple(imports or ()), **horizon,
+        batch_size=batch_size, grid=tuple(grid or ()), imports=tuple(imports or ()), **horizon,
     )  # fmt: skip
     out = out or Path("comparison-bands" if check_bands else "comparison")
     path = report or out / "report.html"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mixlab.cli.console import Progress, short
 from mixlab.cli.console import table as aligned
+from mixlab.report import grid
 from mixlab.report.recommend import conclude
 from mixlab.report.statistics import half_width
 from mixlab.report.table import throughput
@@ -133,6 +134,7 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
             lines.insert(trained + 1, "")
         print("\n".join(lines))
     print()
+    print_sweeps(comparison)
     conclusion = conclude(comparison)
     for paragraph in (conclusion.headline, *conclusion.warnings, conclusion.advice):
         if paragraph:
@@ -145,6 +147,35 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
             print(f"failed: {result['model']} (seed {result['seed']}): {result['reason']}")
     for sentence in footnotes(comparison):
         print(sentence)
+
+
+def print_sweeps(comparison: Mapping[str, Any]) -> None:
+    """For each swept model and key a table of the loss at each value, the best marked, to stdout."""
+    data = clean(comparison)
+    keys = grid.keys_of(data)
+    for sweep in grid.swept(data, group(data)):
+        for key in keys:
+            profile = sweep.profile(key)
+            if not profile:
+                continue
+            lowest = min(profile, key=lambda point: point.loss)
+            best_of = " (best over the other keys)" if len(sweep.best.values) > 1 else ""
+            body = [[*_swept_cells(point, key), "best" if point is lowest else ""] for point in profile]
+            print(f"{sweep.name}{best_of}:")
+            print(
+                "\n".join(
+                    f"    {line}".rstrip() for line in aligned([key, "bits/byte", ""], body).splitlines()
+                )
+            )
+            print()
+
+
+def _swept_cells(point: grid.Point, key: str) -> list[str]:
+    half = half_width(point.model.values("bits_per_byte"))
+    return [
+        grid.show(point.values[key]),
+        f"{point.loss:.3f}" + ("" if half is None else f" ±{half:.3f}"),
+    ]
 
 
 def footnotes(comparison: Mapping[str, Any]) -> list[str]:

@@ -102,6 +102,7 @@ class Bands:
             "--batch-size": request.batch_size != self.budget.batch_size,
             "--seeds": request.seeds != 1,
             "--tokenizer": request.data.tokenizer != usual.tokenizer,
+            "--grid": bool(request.grid),
             "--set": bool(request.overrides) or data != usual,
             "the text '-'": "-" in request.data.sources,
         }

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mixlab.compare.request import Request
+from mixlab.compare.sweep import Axis, check_size, points
 from mixlab.compare.terms import Terms
 from mixlab.compare.width import solve
 from mixlab.config import apply_overrides, load_run_config, read_preset, to_mapping
 from mixlab.errors import UserError
+from mixlab.model.config import ModelConfig
 from mixlab.model.ngram import Drawn
 from mixlab.train.auto import fill
 from mixlab.train.config import RunConfig
@@ -27,6 +30,7 @@ class Entry:
 
     name: what the model is called. problem: why it cannot be made, where its own part is broken.
     counted_on: of an n-gram, "all" of the training text or the "same" text that the neural models train on.
+    base, grid: of a sweep, the model that is swept, and the values of this run by key.
     """
 
     name: str
@@ -34,6 +38,8 @@ class Entry:
     config: RunConfig
     problem: str = ""
     counted_on: Literal["", "same", "all"] = ""
+    base: str = ""
+    grid: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -48,9 +54,10 @@ class Entry:
 
     def facts(self) -> dict[str, Any]:
         """What a result says of its run, whenever that was made."""
+        swept = {"base": self.base, "grid": dict(self.grid)} if self.grid else {}
         if self.counted:
-            return {"model": self.name, "kind": "baseline", "counted_on": self.counted_on}
-        return {"model": self.name, "kind": "neural"}
+            return {"model": self.name, "kind": "baseline", "counted_on": self.counted_on, **swept}
+        return {"model": self.name, "kind": "neural", **swept}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,20 +113,39 @@ def make_plan(
     """
     entries: list[Entry] = []
     used: set[str] = set()
-    for model in request.models:
-        config = base_config(request, model, used)
+    every = request.axes()
+    widths: dict[str, tuple[ModelConfig, str]] = {}
+    wanted = [(model, point) for model in request.models for point in points(every, _is_counted(model))]
+    check_size(len(wanted) * request.seeds)
+    for model, point in wanted:
+        config = base_config(request, model, used, point.overrides)
         problem = ""
         if config.model is not None:
             config = equal_terms(config, request, vocab_size, steps)
-            config, problem = _at_budget(config, request.params)
             if terms is not None:
                 config = replace(config, train=fill(config.train, terms.here))
+            assert config.model is not None
+            # What changes no width is solved once.
+            same = json.dumps(to_mapping(config.model), sort_keys=True)
+            if same not in widths:
+                widths[same] = _at_budget(config.model, request.params, f"{config.name}{point.shown}")
+            solved, problem = widths[same]
+            config = replace(config, model=solved)
+        base, config = config.name, replace(config, name=f"{config.name}{point.folder}")
         for seed in range(request.seeds if config.model is not None else 1):
-            run = replace(config, train=replace(config.train, seed=seed))
-            entries.append(Entry(name=config.name, seed=seed, config=run, problem=problem))
+            entry = Entry(
+                name=f"{base}{point.shown}",
+                seed=seed,
+                config=replace(config, train=replace(config.train, seed=seed)),
+                problem=problem,
+                base=base,
+                grid=point.values,
+            )
+            entries.append(entry)
     entries = baselines(entries, request, steps, train_tokens)
     _check_names(entries)
     _check_overrides(request.overrides, used)
+    _check_swept(every, entries)
     return Plan(request=request, steps=steps, entries=tuple(entries), terms=terms)
 
 
@@ -149,8 +175,15 @@ def baselines(
     return found
 
 
-def base_config(request: Request, model: str, used: set[str] | None = None) -> RunConfig:
-    """The preset with the overrides that concern it, on the request's text.
+def _is_counted(model: str) -> bool:
+    """Whether a preset is an n-gram."""
+    return "ngram" in read_preset(model)
+
+
+def base_config(
+    request: Request, model: str, used: set[str] | None = None, more: Sequence[str] = ()
+) -> RunConfig:
+    """The preset with the overrides that concern it, and `more`, on the request's text.
 
     An n-gram has no [model], a neural model no [ngram]; overrides of the other's section are not for it.
     Those that are applied are added to `used`.
@@ -162,7 +195,7 @@ def base_config(request: Request, model: str, used: set[str] | None = None) -> R
         used.update(overrides)
     tables["name"] = re.sub(r"[^\w.+-]+", "-", str(tables["name"])).strip("-.") or "model"
     tables["data"] = to_mapping(request.data)
-    return load_run_config(apply_overrides(tables, overrides))
+    return load_run_config(apply_overrides(tables, [*overrides, *more]))
 
 
 def equal_terms(config: RunConfig, request: Request, vocab_size: int, steps: int) -> RunConfig:
@@ -181,10 +214,9 @@ def equal_terms(config: RunConfig, request: Request, vocab_size: int, steps: int
     return replace(config, model=model, train=train).validate()
 
 
-def _at_budget(config: RunConfig, params: int) -> tuple[RunConfig, str]:
-    assert config.model is not None
+def _at_budget(config: ModelConfig, params: int, name: str) -> tuple[ModelConfig, str]:
     try:
-        return replace(config, model=solve(config.model, params, name=config.name)), ""
+        return solve(config, params, name=name), ""
     except UserError:
         raise
     except Exception as error:  # a part's own mistake; whatever it is, it concerns this model only
@@ -198,6 +230,14 @@ def _check_names(entries: Sequence[Entry]) -> None:
             raise UserError(
                 f"two models are called '{label.rpartition('-')[0]}': rename one of the .toml files"
             )
+
+
+def _check_swept(every: Sequence[Axis], entries: Sequence[Entry]) -> None:
+    for axis in every:
+        if not any(axis.key in entry.grid for entry in entries):
+            section = axis.key.partition(".")[0]
+            section = "ngram" if section == "ngram" else "model"
+            raise UserError(f"--grid {axis.key}: none of the models has a [{section}] section")
 
 
 def _check_overrides(overrides: Sequence[str], used: set[str]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from mixlab.compare.sweep import Axis, axes
 from mixlab.data.config import DataConfig
 from mixlab.errors import UserError
 
@@ -40,7 +41,8 @@ class Request:
     models: names of presets, paths of `.toml` presets, or "all". params: parameters of each neural model.
     steps, tokens, minutes: at most one; how long each model trains, or how long they all take together.
     batch_size: rows of `context` tokens a step. seeds: runs of each neural model, seeds 0, 1, ...
-    overrides: `key=value`, for every model. imports: modules or files that register parts.
+    overrides: `key=value`, for every model. grid: `key=value,value`, each model at each point of the product
+    of these. imports: modules or files that register parts.
     """
 
     models: tuple[str, ...] = DEFAULT_MODELS
@@ -53,6 +55,7 @@ class Request:
     seeds: int = 1
     data: DataConfig = field(default_factory=DataConfig)
     overrides: tuple[str, ...] = ()
+    grid: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
 
     def validate(self) -> Request:
@@ -71,8 +74,14 @@ class Request:
             key = override.partition("=")[0].strip()
             if key in OWNED:
                 raise UserError(f"--set {key}: it is the same for all models; {OWNED[key]}")
+        self.axes()
         request = replace(self, models=expand(self.models))
         return request if given else replace(request, tokens=DEFAULT_TOKENS)
+
+    def axes(self) -> list[Axis]:
+        """What is swept; UserError for what cannot be."""
+        owned = {key: f"it is the same for all models; {why}" for key, why in OWNED.items()}
+        return axes(self.grid, owned, self.overrides)
 
     @property
     def step_tokens(self) -> int:

@@ -216,6 +216,8 @@ class _Comparison:
             if e.label in self.results
         ]
         models, timing = self.request.models, judge(results)
+        axes = {axis.key: axis.values for axis in self.request.axes()}
+        swept = {"grid": {"keys": axes}} if axes else {}
         different = unequal(results, self.plan.budget(), self.dataset.facts, timed=bool(timing["trusted"]))
         return {
             "title": f"{models[0] if len(models) == 1 else f'{len(models)} models'} on "
@@ -227,6 +229,7 @@ class _Comparison:
             "corpus": self.dataset.facts,
             "environment": self.environment,
             "budget": {**self.plan.budget(), "unequal": different},
+            **swept,
             "timing": timing,
             "results": results,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from mixlab.report.figures import Figure, axis, labels, layout, plain
 from mixlab.report.palette import SLOTS
 from mixlab.report.scales import clip_marks, fit, log_suits
+from mixlab.report.statistics import difference
 from mixlab.report.units import bits, listed
 from mixlab.report.view import ModelView, mapping
 
@@ -42,14 +44,16 @@ class Swept:
 
     def profile(self, key: str) -> list[Point]:
         """At each value of `key`, in order, the best over the other keys."""
-        found: dict[Any, Point] = {}
+        found: dict[str, Point] = {}
         for point in self.points:
             value = point.values.get(key)
-            if value is not None and (value not in found or point.loss < found[value].loss):
-                found[value] = point
-        if all(_is_number(value) for value in found):
-            return [found[value] for value in sorted(found)]
-        return list(found.values())
+            name = json.dumps(value)  # a pattern is a list
+            if value is not None and (name not in found or point.loss < found[name].loss):
+                found[name] = point
+        points = list(found.values())
+        if all(_is_number(point.values[key]) for point in points):
+            return sorted(points, key=lambda point: float(point.values[key]))
+        return points
 
 
 def keys_of(data: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -81,10 +85,11 @@ def swept(data: Mapping[str, Any], models: Sequence[ModelView]) -> list[Swept]:
 
 
 def _base(model: ModelView, keys: Mapping[str, Any]) -> str:
-    """The model that was swept: as its results say, else its name up to the first swept key."""
+    """The model that was swept: as its results say, else its name up to the first swept key; of a baseline
+    with what it counted."""
     for result in model.done:
         if isinstance(result.get("base"), str):
-            return str(result["base"])
+            return str(result["base"]) + (f", {model.counted_on}" if model.is_baseline else "")
     parts = [re.escape(part) for key in keys for part in (key, key.rpartition(".")[2])]
     return re.split(rf"[\W_]*(?:{'|'.join(parts)})[\W_]", model.name)[0] or model.name
 
@@ -94,7 +99,8 @@ def _is_number(value: Any) -> bool:
 
 
 def warnings(data: Mapping[str, Any], models: Sequence[ModelView]) -> list[str]:
-    """A sentence for each base model and key whose best value is the smallest or the largest tried."""
+    """A sentence for each base model and key whose best value is the smallest or the largest tried: to extend
+    the sweep, unless the seeds cannot separate it from the value next to it."""
     found = []
     sweeps = swept(data, models)
     for key, values in keys_of(data).items():
@@ -103,18 +109,23 @@ def warnings(data: Mapping[str, Any], models: Sequence[ModelView]) -> list[str]:
             continue
         for sweep in sweeps:
             value = sweep.best.values.get(key)
-            if value not in (min(numbers), max(numbers)):
+            if len(sweep.profile(key)) < 2 or value not in (min(numbers), max(numbers)):
                 continue
             end, more = ("smallest", "smaller") if value == min(numbers) else ("largest", "larger")
             of = f"{sweep.name}: the" if len(sweeps) > 1 else "The"
-            found.append(
-                f"{of} best {key} of the sweep, {_show(value)}, is the {end} that was tried; "
-                f"a {more} one may be better."
-            )
+            edge = f"{of} best {key} of the sweep, {show(value)}, is the {end} that was tried"
+            inner = sweep.profile(key)[1 if end == "smallest" else -2]
+            gap = difference(sweep.best.model, inner.model)
+            if gap is not None and gap.half is not None and not gap.clear and gap.seeds > 1:
+                noise = f"{gap.seeds} seeds do not separate it from {show(inner.values[key])}"
+                found.append(f"{edge}, but {noise}.")
+            else:
+                found.append(f"{edge}: extend the sweep beyond it, a {more} one may be better.")
     return found
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """A swept value as text."""
     return f"{value:g}" if _is_number(value) else str(value)
 
 
@@ -156,7 +167,7 @@ def _figure(key: str, values: Sequence[Any], sweeps: Sequence[Swept], keys: int)
         )
         xs = [place(point.values[key]) for point in profile]
         data += clip_marks(xs, [point.loss for point in profile], scale, sweep.slot, each=True)
-    ticks: dict[str, Any] = {"tickvals": list(values), "ticktext": [_show(value) for value in values]}
+    ticks: dict[str, Any] = {"tickvals": list(values), "ticktext": [show(value) for value in values]}
     ticks = ticks if numeric else ticks | {"tickvals": list(range(len(values)))}
     more = {"type": "log"} if logarithmic else {}
     shown = layout(axis(key, **more, **ticks), axis("validation loss (bits per byte)", range=scale.span))
@@ -167,7 +178,7 @@ def _figure(key: str, values: Sequence[Any], sweeps: Sequence[Swept], keys: int)
         shown["margin"] = {**shown["margin"], "r": 24}
     shown["annotations"] += scale.note()
     reading = [
-        f"{sweep.name} is lowest at {_show(best.values[key])} ({bits(best.loss)} bits per byte)"
+        f"{sweep.name} is lowest at {show(best.values[key])} ({bits(best.loss)} bits per byte)"
         for sweep, profile in profiles
         for best in [min(profile, key=lambda point: point.loss)]
     ]
