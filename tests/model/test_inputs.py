@@ -228,3 +228,12 @@ def test_a_state_of_something_else_is_one_sentence(model):
 def test_an_ngram_from_no_folder_is_one_sentence(place):
     with pytest.raises(UserError, match="an n-gram is given by the path of its folder, not by"):
         mixlab.NGram.load(place)
+
+
+def test_an_empty_batch_has_logits_and_scores_of_none_but_no_loss():
+    model = mixlab.build_model({"vocab_size": 16, "dim": 16, "depth": 1, "context": 8, "temporal": "rwkv7"})
+    tokens = torch.zeros(0, 4, dtype=torch.int64)
+    assert model(tokens).logits.shape == (0, 4, 16)
+    assert model.score(tokens, tokens).shape == (0, 4)
+    with pytest.raises(UserError, match=r"an empty batch has no loss: .* got \(0, 4\)"):
+        model.loss(tokens, tokens)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
+from torch import nn
 
 from mixlab.decode.decoder import check_precision, decoder
 from mixlab.decode.sampling import check_sampling, sample_next
 from mixlab.errors import UserError
 from mixlab.model.scorer import Scorer
+from mixlab.train.surroundings import evaluating, plain
 
 
 def generate(
@@ -54,8 +57,9 @@ def generate(
         return int(drawn)
 
     def reader() -> _Reader:
-        made = decoder(scorer, dtype, note, tokens=max_tokens)
-        return _Reader(made, _device(scorer), len(tokens) + max_tokens, note)
+        with plain(), evaluating(_module(scorer)):
+            made = decoder(scorer, dtype, note, tokens=max_tokens)
+        return _Reader(made, _module(scorer), len(tokens) + max_tokens, note)
 
     return _stream(reader, tokens, max_tokens, choose, stop)
 
@@ -80,19 +84,24 @@ class _Reader:
     """Feeds tokens to a scorer and keeps its state within the positions that the scorer has."""
 
     def __init__(
-        self, scorer: Scorer, device: torch.device, length: int, note: Callable[[str], None] | None
+        self, scorer: Scorer, module: nn.Module | None, length: int, note: Callable[[str], None] | None
     ) -> None:
-        self.scorer, self.device = scorer, device
+        self.scorer, self.module, self.device = scorer, module, _device(module)
+        self.trains = module is not None and any(part.training for part in module.modules())
         self.limit: int | None = getattr(scorer, "max_positions", None)
         self.room = length if self.limit is None else min(length, self.limit)
         self.note = note
         self.seen: list[int] = []
         self.state = None
 
-    # Entered for one call at a time: held open across a yield it would leak into the caller's code.
-    @torch.inference_mode()
     def read(self, tokens: list[int]) -> torch.Tensor:
-        """Logits (1, V) of the token after everything read so far and `tokens`."""
+        """Logits (1, V) of the token after everything read so far and `tokens`, in evaluation mode."""
+        # Entered for one call at a time: held open across a yield they would leak into the caller's code.
+        training = self.trains or (self.module is not None and self.module.training)
+        with plain(), torch.inference_mode(), evaluating(self.module) if training else nullcontext():
+            return self._read(tokens)
+
+    def _read(self, tokens: list[int]) -> torch.Tensor:
         if self.state is None or len(self.seen) + len(tokens) > self.room:
             tokens = self._restart(self.seen + tokens)
         self.seen += tokens
@@ -118,7 +127,12 @@ class _Reader:
         return tokens
 
 
-def _device(scorer: Scorer) -> torch.device:
+def _module(scorer: Scorer) -> nn.Module | None:
+    """A neural scorer as torch's module."""
+    return scorer if isinstance(scorer, nn.Module) else None
+
+
+def _device(module: nn.Module | None) -> torch.device:
     """Where a neural scorer's parameters are; the CPU for a counted one."""
-    parameter = next(scorer.parameters(), None) if isinstance(scorer, torch.nn.Module) else None
+    parameter = None if module is None else next(module.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device

@@ -226,6 +226,10 @@ class LanguageModel(nn.Module):
         """
         x, _ = self.hidden(inputs, segment=segment)
         check_rows("targets", targets, inputs)
+        if not len(targets):
+            raise UserError(
+                f"an empty batch has no loss: tokens must have a sequence, got {tuple(targets.shape)}"
+            )
         x, y = x.flatten(0, 1), targets.flatten()
         rows = max(1, CHUNK_LOGITS // self.vocab_size)
         terms = partial(self._terms, z_loss=z_loss, label_smoothing=label_smoothing)

@@ -167,6 +167,8 @@ class Part(Component):
         Returns the mixed sequence and the state after its last token (None if none was given). A state is
         consumed by the call: it may be updated in place when no gradient is recorded.
         """
+        if not len(x):  # there is nothing to mix, and chunked passes would divide by it
+            return x, state
         if segment is None:
             return self.mix(x, state)
         if state is not None:

@@ -49,7 +49,8 @@ def check_forward(case: Case) -> None:
 
 
 def check_batch(case: Case, B: int = 3, T: int = 5) -> None:
-    """No sequence of a batch reads another one, in evaluation or in training; alone each gives the same."""
+    """No sequence of a batch reads another one, in evaluation or in training; alone each gives the same, and
+    of an empty batch nothing comes out."""
     part, x, fresh = case.build(), case.sample(B, T), case.sample(B, T, seed=2)
     for training in (False, True):
         part.train(training)
@@ -69,6 +70,11 @@ def check_batch(case: Case, B: int = 3, T: int = 5) -> None:
     part.eval()
     alone = "a sequence alone differs from the same one in a batch"
     close(output(part, x[1:2]), output(part, x)[1:2], alone, cause="the batch size enters the computation")
+    empty = tuple(output(part, x[:0]).shape)
+    expect(
+        empty == (0, T, case.dim),
+        f"the output of an empty batch has the shape {empty}, not that of its input",
+    )
 
 
 def _seeded(part: Part, x: Tensor) -> Tensor:

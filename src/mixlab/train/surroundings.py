@@ -19,34 +19,32 @@ _training = threading.Lock()
 def pinned(threads: int = 0) -> Iterator[None]:
     """Inside, torch's settings are those that it starts with, but for `threads` (0: as many as before).
 
-    These are the default dtype and device, autocast, grad and inference mode and the precision of float32
-    products. Afterwards all are as they were. Deterministic kernels stay asked for where they were.
+    These are what `plain` pins, and grad and inference mode. Afterwards all are as they were. Deterministic
+    kernels stay asked for where they were.
     """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(plain())
-        before = torch.get_float32_matmul_precision()
-        if before != "highest":
-            stack.callback(torch.set_float32_matmul_precision, before)
-            torch.set_float32_matmul_precision("highest")
-        stack.enter_context(counts.using(threads))
+    with torch.inference_mode(False), torch.enable_grad(), plain(), counts.using(threads):
         yield
 
 
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
-    """Inside, tensors are made and multiplied in the types that the code says, where it says."""
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    """Inside, tensors are made and multiplied in the types and on the devices that the code says: default
+    dtype and device, autocast and the precision of float32 products are torch's own."""
+    dtype, products = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    casts = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    # A default device is such a mode; to ask for the device itself takes longer than all the rest.
+    elsewhere = torch._C._len_torch_function_stack() and torch.get_default_device().type != "cpu"
+    if not (casts or elsewhere) and (dtype, products) == (torch.float32, "highest"):
+        yield
+        return
     with contextlib.ExitStack() as stack:
-        if dtype != torch.float32:
-            stack.callback(torch.set_default_dtype, dtype)
-            torch.set_default_dtype(torch.float32)
-        if device.type != "cpu":
-            stack.enter_context(torch.device("cpu"))
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        stack.callback(torch.set_float32_matmul_precision, products)
+        torch.set_float32_matmul_precision("highest")
+        stack.enter_context(torch.device("cpu") if elsewhere else contextlib.nullcontext())
+        for kind in casts:
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

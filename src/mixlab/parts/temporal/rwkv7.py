@@ -209,6 +209,8 @@ class RWKV7(Part):
 
         Packed rows are cut alike in every layer of a call, so the value is carried as it was cut.
         """
+        if not len(x):
+            return x, state
         if segment is None:
             return self.mix(x, state, carry)
         if state is not None:
