@@ -47,9 +47,10 @@ def generate(
     check_precision(dtype)
     opened = open_run(run, notes=note)
     tokenizer = opened.tokenizer
-    # 0 ends a document and so starts the next: the text before every prompt.
+    # What ends a document starts the next: the text before every prompt.
+    ends = [] if tokenizer.end is None else [tokenizer.end]
     encoded = tokenizer.encode(prompt)
-    tokens = [0, *(int(token) for token in encoded)]
+    tokens = [*ends, *(int(token) for token in encoded)]
     if unknown := tokenizer.count_unknown(encoded):
         note(
             f"{unknown} of the prompt's characters {'is' if unknown == 1 else 'are'} not in the tokenizer's "
@@ -64,7 +65,7 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        stop={0},
+        stop=ends,
         note=note,
         dtype=precision(scorer, dtype),
     )

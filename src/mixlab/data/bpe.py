@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mixlab.data.config import SMALLEST_BPE
+from mixlab.data.library import parse
 from mixlab.data.tokenizer import END, _Base, _checked, _utf8, token_dtype
 from mixlab.data.words import PIECES, Piece, Words, last_cut, slices, whole
 from mixlab.errors import UserError
@@ -17,6 +18,8 @@ from mixlab.errors import UserError
 # The name of token 0 in the vocabulary. It has plain spaces, which the byte alphabet does not (it writes a
 # space as U+0120), so that no text can ever be merged into it.
 _END_NAME = "<end of document>"
+
+_DECODER = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 # Merges are learnt from at most this many characters, in slices spread evenly over the training text: the
 # frequent pairs show there as well, and learning takes seconds however long the text.
@@ -26,21 +29,18 @@ SAMPLE = 1 << 24
 class BPETokenizer(_Base):
     """Token 0, the 256 bytes, and merges learnt from the training text; lossless for any text, NUL included.
 
-    Built from the tokenizers library's JSON, which is also what `save` writes: other tools can read the file.
+    Built from the tokenizers library's JSON, for which `is_own` holds and which is also what `save` writes:
+    other tools can read the file.
     """
 
     kind = "bpe"
     slow = True
 
     def __init__(self, content: dict[str, Any]) -> None:
-        from tokenizers import Tokenizer as Engine
-
         self._content = content
         vocab: dict[str, int] = content["model"]["vocab"]
-        if vocab.get(_END_NAME) != 0 or sorted(vocab.values()) != list(range(len(vocab))):
-            raise ValueError("its vocabulary does not start with the end of a document")
         self.vocab_size = len(vocab)
-        self._engine = Engine.from_str(json.dumps(content))
+        self._engine = parse(content)
         self._bytes = [b"\0"] * self.vocab_size
         self._words = Words(self._engine, token_dtype(self.vocab_size))
         values = _byte_values()
@@ -60,30 +60,17 @@ class BPETokenizer(_Base):
     @classmethod
     def learn(cls, pieces: Iterable[Piece], *, characters: int, vocab_size: int) -> BPETokenizer:
         """The same from pieces of documents, `characters` in all, which are read once."""
-        from tokenizers import Regex, models, pre_tokenizers, trainers
-        from tokenizers import Tokenizer as Engine
+        from tokenizers import pre_tokenizers, trainers
 
         if vocab_size < SMALLEST_BPE:
             raise UserError(f"vocab_size is {vocab_size}, but a byte-level BPE needs at least {SMALLEST_BPE}")
-        engine = Engine(models.BPE())
-        engine.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(PIECES), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        engine = _empty()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1, initial_alphabet=sorted(alphabet), show_progress=False, min_frequency=2
         )
         engine.train_from_iterator(_sample(pieces, characters), trainer)
-        content = json.loads(engine.to_str())
-        content["decoder"] = {
-            "type": "ByteLevel",
-            "add_prefix_space": False,
-            "trim_offsets": True,
-            "use_regex": False,
-        }
+        content = {**json.loads(engine.to_str()), "decoder": _DECODER}
         # Token 0 is made by moving the others up, not as a "special" token: the library would look for a
         # special token's name in every text, and a text that mentions it would end there.
         vocab = content["model"]["vocab"]
@@ -119,6 +106,43 @@ class BPETokenizer(_Base):
     def _document(self, text: str) -> bytes:
         """The ids of a document or a stretch of one, as bytes."""
         return b"".join(self._words(piece) for piece, _ in slices(whole([_utf8(text).decode()])))
+
+
+def _empty() -> Any:
+    """The library's tokenizer before it learnt anything: how a text is divided and merged."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    engine = Tokenizer(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return engine
+
+
+def is_own(content: dict[str, Any]) -> bool:
+    """Whether a file of the tokenizers library is as those learnt here, but for vocabulary and merges.
+
+    Only those may be encoded by table: whatever else a file holds (a normaliser, added tokens, another
+    division) makes other ids. ValueError for what the library refuses.
+    """
+    found, wanted = _settings(parse(content)), {**_settings(_empty()), "decoder": _DECODER}
+    vocab = content["model"]["vocab"]
+    if found != wanted or vocab.get(_END_NAME) != 0 or sorted(vocab.values()) != list(range(len(vocab))):
+        return False
+    values = _byte_values()
+    return values.keys() <= vocab.keys() and all(
+        values.keys() >= set(token) for token, i in vocab.items() if i
+    )
+
+
+def _settings(engine: Any) -> dict[str, Any]:
+    """All that a tokenizer's file says but its vocabulary and merges."""
+    table: dict[str, Any] = json.loads(engine.to_str())
+    model = table.pop("model")
+    return {**table, "model": {key: value for key, value in model.items() if key not in ("vocab", "merges")}}
 
 
 def _sample(pieces: Iterable[Piece], characters: int) -> Iterator[str]:

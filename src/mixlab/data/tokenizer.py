@@ -1,8 +1,8 @@
-"""Text to token ids and back: bytes, characters, or byte-level BPE.
+"""Text to token ids and back: bytes, characters, byte-level BPE, or a tokenizer of others.
 
-In every tokenizer id 0 is the end of a document, which also stands before the first one; `decode` writes it
-as NUL. A prepared stream is `[0, document, 0, document, ..., 0]`, so that every token after the first is
-predicted once.
+In every tokenizer made here id 0 is the end of a document, which also stands before the first one; `decode`
+writes it as NUL. A prepared stream is `[0, document, 0, document, ..., 0]`, so that every token after the
+first is predicted once.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Tokenizer(Protocol):
     kind: str
     vocab_size: int
     slow: bool  # whether encoding a long text is worth processes of its own
+    end: int | None  # the end of a document: 0, but in a tokenizer of others, which may have none
 
     @property
     def hash(self) -> str:
@@ -90,6 +91,7 @@ class _Base:
     kind: str
     vocab_size: int
     slow = False
+    end: int | None = 0
 
     def to_json(self) -> dict[str, Any]:
         """What `save` writes, by each tokenizer itself."""
@@ -248,9 +250,10 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
 def from_json(content: dict[str, Any]) -> Tokenizer:
     """The tokenizer whose `to_json` is `content`; `ValueError` or `KeyError` when it is none."""
     if "model" in content:  # the tokenizers library's own format
-        from mixlab.data.bpe import BPETokenizer
+        from mixlab.data.bpe import BPETokenizer, is_own
+        from mixlab.data.library import LibraryTokenizer
 
-        return BPETokenizer(content)
+        return BPETokenizer(content) if is_own(content) else LibraryTokenizer(content)
     if content["kind"] == "byte":
         return ByteTokenizer()
     if content["kind"] == "char":

@@ -25,9 +25,9 @@ tokens hold at least one byte each, so more than that means bytes that never bec
 def stream_text(tokenizer: Decodes, ids: Iterable[int]) -> Iterator[str]:
     """The text of `ids` in pieces, each yielded as soon as its last character is whole.
 
-    The pieces joined are what `tokenizer.decode` gives for all ids, but for tokens whose text depends on what
-    stands before them. Byte tokens pass through an incremental UTF-8 decoder; other tokenizers hold a piece
-    back while it ends in the replacement character.
+    The pieces joined are what `tokenizer.decode` gives for all ids. Byte tokens pass through an incremental
+    UTF-8 decoder. Of other tokenizers a token's text is what it adds to that of the piece before, as at the
+    start of a text some leave out a space. A piece is held back while it ends in the replacement character.
     """
     return _from_bytes(ids) if tokenizer.kind == "byte" else _from_pieces(tokenizer, ids)
 
@@ -42,13 +42,16 @@ def _from_bytes(ids: Iterable[int]) -> Iterator[str]:
 
 
 def _from_pieces(tokenizer: Decodes, ids: Iterable[int]) -> Iterator[str]:
-    held: list[int] = []
+    window: list[int] = []  # the tokens of the last piece, whose text is `known`, and those after it
+    known, told = "", 0
     for token in ids:
-        held.append(token)
-        piece = tokenizer.decode(held)
-        if piece.endswith("\ufffd") and len(held) < HELD:
+        window.append(token)
+        text = tokenizer.decode(window)
+        unfinished = text.endswith("\ufffd") and len(window) - told < HELD
+        if unfinished or len(text) <= len(known):
             continue
-        yield piece
-        held = []
-    if held:
-        yield tokenizer.decode(held)
+        yield text[len(known) :]
+        window = window[told:]
+        known, told = tokenizer.decode(window), len(window)
+    if window[told:]:
+        yield tokenizer.decode(window)[len(known) :]
