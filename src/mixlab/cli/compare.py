@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixlab.cli.options import Encoding, Imports, Json, Overrides, Text, count
+from mixlab.cli.options import Encoding, Imports, Json, Overrides, Text, Valid, count
 from mixlab.errors import RunFailed, UserError
 from mixlab.signals import INTERRUPTED
 
@@ -42,6 +42,7 @@ def compare(
     context: Annotated[int, typer.Option(help="Tokens of context.", metavar="N")] = 256,
     batch_size: Annotated[int, typer.Option(help="Rows of that length a step.", metavar="N")] = 8,
     tokenizer: Annotated[str, typer.Option(help="byte, char or bpe.", metavar="KIND")] = "byte",
+    valid: Valid = None,
     encoding: Encoding = None,
     overrides: Overrides = None,
     grid: Annotated[
@@ -87,7 +88,7 @@ def compare(
     bands = _bands() if check_bands else None
     if bands is not None and models is None:
         models = ",".join(bands.models)
-    data = {"sources": text, "tokenizer": tokenizer, "encoding": encoding}
+    data = {"sources": text, "valid": valid, "tokenizer": tokenizer, "encoding": encoding}
     request = _request(
         data, overrides or (), models, params=parameters(budget), seeds=seeds, context=context,
         batch_size=batch_size, grid=tuple(grid or ()), imports=tuple(imports or ()), **horizon,
@@ -136,8 +137,8 @@ def _request(
 
     of_data = [override for override in overrides if override.strip().startswith("data.")]
     given = {key: value for key, value in data.items() if value}
-    if "sources" in given:
-        given["sources"] = list(map(spelled, given["sources"]))
+    for key in {"sources", "valid"} & given.keys():
+        given[key] = list(map(spelled, given[key]))
     chosen = parse(DataConfig, apply_overrides({"data": given}, of_data)["data"], where="data")
     names = DEFAULT_MODELS if models is None else tuple(filter(None, map(str.strip, models.split(","))))
     rest = tuple(override for override in overrides if override not in of_data)

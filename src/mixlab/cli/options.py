@@ -60,6 +60,10 @@ Encoding = Annotated[
     str | None,
     typer.Option(help="Encoding of texts that are not UTF-8, such as cp1251 or gb18030.", metavar="NAME"),
 ]
+Valid = Annotated[
+    list[str] | None,
+    typer.Option(help="Validate on this text, and keep nothing of TEXT aside; repeatable.", metavar="FILE"),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint folder in it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Overrides = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixlab.cli.options import Encoding, Imports, Json, Overrides, Text, count, numbers
+from mixlab.cli.options import Encoding, Imports, Json, Overrides, Text, Valid, count, numbers
 from mixlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def train(
             help="Draw from the TEXTs in these proportions, one number for each.", metavar="A,B,..."
         ),
     ] = None,
+    valid: Valid = None,
     encoding: Encoding = None,
     batch_tokens: Annotated[
         str | None,
@@ -89,17 +90,26 @@ def train(
     extra = ["train.deterministic=true"] if deterministic else []
     if weights is not None:
         extra.append(f"data.weights={numbers(weights, '--weights')}")
-    options = {"train.batch_tokens": batch_tokens, "train.seed": seed, "data.weights": weights}
-    options |= {"train.deterministic": deterministic or None, "data.encoding": encoding}
+    options: dict[str, Any] = {
+        "train.batch_tokens": batch_tokens,
+        "train.seed": seed,
+        "train.deterministic": deterministic or None,
+        "data.weights": weights,
+        "data.valid": valid or None,
+        "data.encoding": encoding,
+    }
     _refuse_twice(options, horizon, overrides or ())
     settings = [*extra, *(overrides or ())]
     if resume is not None:
-        _refuse_with_resume({"TEXT": text, "--preset": preset, "--out": out, "--encoding": encoding})
+        _refuse_with_resume(
+            {"TEXT": text, "--valid": valid, "--preset": preset, "--out": out, "--encoding": encoding}
+        )
         config, folder = _resumed(resume, horizon, batch_tokens, seed, settings), resume
     else:
         if force_config:
             raise UserError("--force-config is for --resume RUN: a new run has no config to differ from")
-        config = _new({"sources": text, "encoding": encoding}, preset, horizon, batch_tokens, seed, settings)
+        data = {"sources": text, "valid": valid, "encoding": encoding}
+        config = _new(data, preset, horizon, batch_tokens, seed, settings)
         folder = out or unused(Path("runs"), config.name)
     if explain and find_lr:
         raise UserError("--explain and --find-lr both take the place of training: give one of them")
@@ -211,8 +221,8 @@ def _new(
         raise UserError(f"give --preset NAME ({names}, or a .toml file) or --resume RUN")
     tables = apply_overrides(read_preset(preset), ())
     given = {key: value for key, value in data.items() if value}
-    if "sources" in given:
-        given["sources"] = [absolute(source) for source in given["sources"]]
+    for key in {"sources", "valid"} & given.keys():
+        given[key] = [absolute(source) for source in given[key]]
     if given:
         tables.setdefault("data", {}).update(given)
     train = tables.setdefault("train", {})

@@ -184,7 +184,7 @@ class ComparisonFolder:
 
 def corpus_marks(corpus: Mapping[str, Any]) -> dict[str, Any]:
     """What tells one prepared text from another."""
-    return {key: corpus.get(key) for key in ("sha256", "train_tokens", "valid_tokens")}
+    return {key: corpus.get(key) for key in ("sha256", "train_tokens", "valid_sha256", "valid_tokens")}
 
 
 def _differing(begun: Mapping[str, Any], runs: Mapping[str, Any]) -> list[str]:

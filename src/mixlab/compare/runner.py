@@ -61,11 +61,13 @@ def compare(
     folder.check_usable()
     progress = Told(progress or (lambda line: None))
     with folder.locked():
-        if not any(map(is_stream, request.data.sources)):
+        data = request.data
+        if not any(map(is_stream, (*data.sources, *data.valid))):
             return _Comparison(request, folder, command, progress).run()
         text = None if stdin is None else io.BytesIO(stdin)
-        with folder.spooled(request.data.sources, text) as sources:
-            request = replace(request, data=replace(request.data, sources=sources))
+        with folder.spooled((*data.sources, *data.valid), text) as files:
+            number = len(data.sources)
+            request = replace(request, data=replace(data, sources=files[:number], valid=files[number:]))
             return _Comparison(request, folder, command, progress).run()
 
 

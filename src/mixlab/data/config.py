@@ -23,15 +23,17 @@ SMALLEST_BPE = 257
 class DataConfig:
     """The `[data]` section of a run.
 
-    `sources`: files, folders, globs, `-` (standard input) or `corpus:python`. `weights`: none, or one for
-    each source, the proportions in which training draws from them. `vocab_size` is for `bpe` only,
+    `sources`: files, folders, globs, `-` (standard input) or `corpus:python`. `valid`: none, or sources of
+    which validation has its text; nothing is then kept aside of the others. `weights`: none, or one for each
+    of `sources`, the proportions in which training draws from them. `vocab_size` is for `bpe` only,
     `max_bytes` for `corpus:python` only, `text_field` for .jsonl and .parquet only. `encoding` is that of
-    files without a byte-order mark. `valid_fraction` is the
-    share of the text that is kept aside for validation, of which an evaluation scores at most `valid_tokens`
-    (0: all). `packing`: see `mixlab.data.batches.Batches`. Raises `UserError` for a value that cannot work.
+    files without a byte-order mark. `valid_fraction` is the share of the text that is kept aside for
+    validation. An evaluation scores at most `valid_tokens` (0: all). `packing`: see
+    `mixlab.data.batches.Batches`. Raises `UserError` for a value that cannot work.
     """
 
     sources: tuple[str, ...] = ("corpus:python",)
+    valid: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     tokenizer: str = "byte"
     vocab_size: int = 4096  # about 4 bytes a token on a few MB of text; larger tables starve in small models
@@ -45,11 +47,14 @@ class DataConfig:
     encoding: str = DEFAULT
 
     def __post_init__(self) -> None:
-        if isinstance(self.sources, str):
-            object.__setattr__(self, "sources", (self.sources,))
-        object.__setattr__(self, "sources", tuple(map(spelled, self.sources)))
+        for key in ("sources", "valid"):
+            named = getattr(self, key)
+            named = (named,) if isinstance(named, str) else named
+            object.__setattr__(self, key, tuple(map(spelled, named)))
         if not self.sources:
             raise UserError("no text was named: give a file, a folder, a glob, '-' or 'corpus:python'")
+        if self.valid:
+            self._check_valid()
         if self.weights:
             self._check_weights()
         if self.packing not in PACKINGS:
@@ -71,6 +76,16 @@ class DataConfig:
         check_codec(self.encoding)
         if self.max_bytes < 1:
             raise UserError(f"max_bytes is {self.max_bytes}; it must be at least 1 (4000000 is the default)")
+
+    def _check_valid(self) -> None:
+        """UserError for a validation text that would be kept aside too, or that only one side can read."""
+        if self.valid_fraction != DataConfig.valid_fraction:
+            raise UserError(
+                f"valid names a validation text, and valid_fraction ({self.valid_fraction}) would keep one "
+                "aside: give one of them"
+            )
+        if "-" in self.valid and "-" in self.sources:
+            raise UserError("'-' is named as a text and in valid: standard input can be one of them")
 
     def _check_weights(self) -> None:
         """UserError unless there is a positive weight for each source, and each is named once."""

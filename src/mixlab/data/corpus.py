@@ -203,6 +203,20 @@ class Corpus:
         return size + sum(kept.seek(0, 2) for kept in self._kept.values())
 
 
+class Joined:
+    """A training text and the validation text of its own, one after the other."""
+
+    def __init__(self, train: Corpus, valid: Corpus) -> None:
+        self._corpora = train, valid
+        self.characters, self.bytes = train.characters + valid.characters, train.bytes + valid.bytes
+        self.sha256 = f"{train.sha256} {valid.sha256}"
+
+    def pieces(self) -> Iterator[Piece]:
+        """The texts once more."""
+        for corpus in self._corpora:
+            yield from corpus.pieces()
+
+
 class Digest:
     """sha256 of each document, and over these in order: equal only for equal documents in equal order."""
 

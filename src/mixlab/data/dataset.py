@@ -16,7 +16,8 @@ import numpy as np
 from mixlab.data.building import Building, Memory, Sink, learnt_before
 from mixlab.data.charsets import DEFAULT
 from mixlab.data.config import DataConfig
-from mixlab.data.corpus import EMBEDDED, Corpus, Progress, Stage
+from mixlab.data.corpus import EMBEDDED, Corpus, Joined, Progress, Stage
+from mixlab.data.overlap import overlap
 from mixlab.data.sampling import sample
 from mixlab.data.split import Split, split_documents
 from mixlab.data.stretches import OtherText, fill, processes_for, sides, stretches
@@ -75,20 +76,24 @@ def prepare(
     """Read the text, split it, and give both sides as tokens, from the cache when the same text was prepared
     before.
 
-    A `tokenizer` that is given is used; otherwise one is made of the kind `config` names, from the training
-    side alone. `notes` is called with every sentence worth showing; they are also in `facts["notes"]`.
-    `progress`: see `mixlab.data.corpus.Progress`. processes: how many encode; by default as many as are worth
-    it. A call that was killed is gone on with by the next one. Raises `UserError` for a broken source, a text
-    too short to split, or a training side shorter than `context` + 1 tokens, and `RunFailed` where there is
-    no room for the tokens of a large text.
+    With `config.valid` nothing is split: that is the validation text, and what it shares with the training
+    text is said. A `tokenizer` that is given is used; otherwise one is made of the kind `config` names, from
+    the training side alone. `notes` is called with every sentence worth showing; they are also in
+    `facts["notes"]`. `progress`: see `mixlab.data.corpus.Progress`. processes: how many encode; by default as
+    many as are worth it. A call that was killed is gone on with by the next one. Raises `UserError` for a
+    broken source, a text too short to split, or a training side shorter than `context` + 1 tokens, and
+    `RunFailed` where there is no room for the tokens of a large text.
     """
     said, work = _Said(notes), _Work(cache_dir, progress, processes)
     corpus = work.read(config.sources, said, config)
+    own = work.read(config.valid, said, config) if config.valid else None
     counts = corpus.counts if config.weights else (len(corpus.lengths),)
     split = _split(corpus, counts, config)
     identity = tokenizer.hash if tokenizer else _recipe(config)
     by_source = f" of each source {counts}" if config.weights else ""
-    key = _key(corpus, identity, f"split {config.valid_fraction!r}{by_source}")
+    rule = f"split {config.valid_fraction!r}" if own is None else "own"
+    text = corpus if own is None else Joined(corpus, own)
+    key = _key(text, identity, f"{rule}{by_source}")
 
     def make() -> Tokenizer:
         stage = work.stage(f"learning the {config.tokenizer} tokenizer", corpus.characters, "characters")
@@ -99,13 +104,19 @@ def prepare(
             vocab_size=config.vocab_size,
         )
 
-    tokenizer, files = work.tokens(key, ("train", "valid"), corpus, split.cuts, counts, make, said)
+    cuts, parts = split.cuts, counts
+    if own is not None:
+        cuts, parts = np.concatenate([cuts, np.zeros_like(own.lengths)]), (*counts, len(own.lengths))
+    tokenizer, files = work.tokens(key, ("train", "valid"), text, cuts, parts, make, said)
     names = _short_names(config.sources) if config.weights else ()
-    files = {side: _with_parts(file, names) for side, file in files.items()}
+    files = {
+        side: _with_parts(file, () if own and side == "valid" else names) for side, file in files.items()
+    }
     for part in files["train"].each():
         whose = f" of '{part.name}'" if part.name else ""
         check_length(f"the training part of the text{whose}", part.stop - part.start, context)
-    facts = _facts(corpus, tokenizer, said) | {"split": split.rule, "valid_fraction": config.valid_fraction}
+    aside = {"valid_fraction": config.valid_fraction} if own is None else work.compared(corpus, own, said)
+    facts = _facts(corpus, tokenizer, said) | {"split": split.rule, **aside}
     for side, file in files.items():
         facts[f"{side}_documents"] = file.num_documents
         facts[f"{side}_bytes"] = file.num_bytes
@@ -115,12 +126,13 @@ def prepare(
         facts["mixture"] = _mixture(files, config.weights)
     valid = sample(files["valid"], config.valid_tokens, tokenizer)
     if valid is not files["valid"]:
-        windows = f"{valid.scored:,} of the {{}} tokens kept aside, in evenly spread windows"
-        documents = (
-            f"{len(valid) - 1:,} of the {{}} tokens kept aside, {valid.num_documents:,} whole documents"
+        most = valid.scored or len(valid) - 1
+        whose = "kept aside" if own is None else "of the validation text"
+        how = "in evenly spread windows" if valid.scored else f"{valid.num_documents:,} whole documents"
+        said(
+            f"evaluations score {most:,} of the {facts['valid_tokens']:,} tokens {whose}, {how} "
+            "(data.valid_tokens)"
         )
-        scored = (windows if valid.scored else documents).format(f"{facts['valid_tokens']:,}")
-        said(f"evaluations score {scored} (data.valid_tokens)")
         facts["notes"] = list(said.sentences)
     valid = replace(valid, apart=config.packing == "documents")
     return Dataset(files["train"], valid, tokenizer, facts, config.weights, config.packing)
@@ -188,6 +200,21 @@ class _Work:
             spool=self.cache.root,
         )
 
+    def compared(self, train: Corpus, valid: Corpus, said: _Said) -> dict[str, Any]:
+        """The facts of a validation text of its own; what it shares with the training text is said."""
+        behind = self.stage(
+            "looking for the validation text in the training text", train.characters, "characters"
+        )
+        shared = overlap(train, valid, self.cache.root.parent, behind)
+        if sentence := shared.sentence():
+            said(sentence)
+        return {
+            "valid_sources": list(valid.sources),
+            "valid_sha256": valid.sha256,
+            "valid_overlap": shared.share,
+            "valid_documents_in_training": shared.equal,
+        }
+
     def stage(self, name: str, total: int, unit: str) -> Stage:
         """A stage that tells `progress`."""
         return Stage(self.progress, name, total, unit)
@@ -196,7 +223,7 @@ class _Work:
         self,
         key: str,
         names: tuple[str, ...],
-        corpus: Corpus,
+        corpus: Corpus | Joined,
         cuts: np.ndarray,
         sources: Sequence[int],
         make: Callable[[], Tokenizer],
@@ -233,7 +260,7 @@ class _Work:
             )
         return tokenizer, {name: _token_file(arrays[name], counts[name]) for name in names}
 
-    def fill(self, sink: Sink, corpus: Corpus, cuts: np.ndarray, sources: Sequence[int]) -> None:
+    def fill(self, sink: Sink, corpus: Corpus | Joined, cuts: np.ndarray, sources: Sequence[int]) -> None:
         """Encode the corpus into `sink`."""
         tokenizer = sink.tokenizer
         processes = self.processes or processes_for(tokenizer, corpus.characters)
@@ -274,9 +301,8 @@ def _token_file(tokens: np.ndarray, counts: Sequence[Count]) -> TokenFile:
 
 def _with_parts(file: TokenFile, names: Sequence[str]) -> TokenFile:
     """The file with its parts named; with none where it is no mixture."""
-    if not names:
-        return replace(file, parts=())
-    parts = (replace(part, name=name) for part, name in zip(file.parts, names, strict=True))
+    # A validation text of its own comes after the named ones.
+    parts = (replace(part, name=name) for part, name in zip(file.parts, names, strict=False))
     return replace(file, parts=tuple(parts))
 
 
@@ -292,6 +318,8 @@ def _mixture(files: Mapping[str, TokenFile], weights: Sequence[float]) -> list[d
     for n, weight in enumerate(weights):
         fact: dict[str, Any] = {"source": files["train"].parts[n].name, "share": weight / sum(weights)}
         for side, file in files.items():
+            if not file.parts:
+                continue  # a validation text of its own
             part = file.parts[n]
             fact[f"{side}_documents"] = part.num_documents
             fact[f"{side}_bytes"] = part.num_bytes
@@ -302,7 +330,10 @@ def _mixture(files: Mapping[str, TokenFile], weights: Sequence[float]) -> list[d
 
 def _split(corpus: Corpus, counts: Sequence[int], config: DataConfig) -> Split:
     """The split of the whole; in a mixture of each source by itself, for each has both sides."""
+    unsplit = Split(corpus.lengths, "none: the validation text is one of its own")
     if not config.weights:
+        if config.valid:
+            return unsplit
         return split_documents(corpus.lengths, corpus.digests, config.valid_fraction)
     ends, found = np.cumsum([0, *counts]).tolist(), []
     for source, start, stop in zip(config.sources, ends, ends[1:], strict=False):
@@ -312,12 +343,16 @@ def _split(corpus: Corpus, counts: Sequence[int], config: DataConfig) -> Split:
                 f"the source '{source}' holds no text of its own, and it has a weight"
                 + (f": {said}" if said else "")
             )
+        if config.valid:
+            continue
         try:
             found.append(
                 split_documents(corpus.lengths[start:stop], corpus.digests[start:stop], config.valid_fraction)
             )
         except UserError as error:
             raise UserError(f"'{source}': {error}") from None
+    if config.valid:
+        return unsplit
     rules = dict.fromkeys(split.rule for split in found)
     return Split(np.concatenate([split.cuts for split in found]), "of each source " + "; or ".join(rules))
 
@@ -329,7 +364,7 @@ def _recipe(config: DataConfig) -> str:
     return config.tokenizer
 
 
-def _key(corpus: Corpus, identity: str, split: str) -> str:
+def _key(corpus: Corpus | Joined, identity: str, split: str) -> str:
     parts = {"version": FORMAT_VERSION, "content": corpus.sha256, "tokenizer": identity, "split": split}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

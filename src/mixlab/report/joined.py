@@ -75,6 +75,13 @@ def common(budgets: Any) -> dict[str, Any]:
 def texts(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """Why bits per byte do not compare, as a sentence; '' where they do."""
     corpora = [comparison.get("corpus") or {} for comparison in comparisons]
+    own = {corpus.get("valid_sha256") for corpus in corpora}
+    if own != {None}:  # a validation text of its own is the same whatever was trained on
+        return (
+            ""
+            if len(own) == 1
+            else "The runs validate on different texts, so their bits per byte do not compare."
+        )
     if len({corpus.get("sha256") for corpus in corpora}) > 1:
         return "The runs read different texts, so their bits per byte do not compare."
     if len({(corpus.get("split"), corpus.get("valid_fraction")) for corpus in corpora}) > 1:

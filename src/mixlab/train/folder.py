@@ -126,7 +126,7 @@ class RunFolder:
         expected = kept.get("hash") if isinstance(kept, Mapping) else None
         check_tokenizer(dataset.tokenizer, expected, self, self.path)
         changes = changed(self.read_config(), config)
-        for key in ("sha256", "train_tokens", "valid_tokens"):
+        for key in ("sha256", "train_tokens", "valid_sha256", "valid_tokens"):
             if key in facts and facts[key] != dataset.facts.get(key):
                 changes[f"text.{key}"] = facts[key], dataset.facts.get(key)
         check_allowed(self.path, changes, config, force=force)

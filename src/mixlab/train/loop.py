@@ -143,7 +143,8 @@ class Trainer:
         self.folder, self.report, self.valid = folder, report, dataset.valid
         self.config, self.context = config.train, config.model.context
         self.run_config, self.dataset, self.changes = config, dataset, Changes()
-        self.resume_command = f"mixlab train --resume {folder.path}{to_give_again(config.data.sources)}"
+        again = to_give_again((*config.data.sources, *config.data.valid))
+        self.resume_command = f"mixlab train --resume {folder.path}{again}"
         self.device = torch.device(auto.usable(self.config.device))
         self.bfloat16 = resolve_dtype(self.config.dtype, self.device)
         randomness.seed(self.config.seed)
