@@ -24,6 +24,9 @@ reveal_type(mixlab.NGram.train([1, 2]))
 reveal_type(mixlab.train.RunConfig().train.steps)
 reveal_type(mixlab.data.load_tokenizer("run").decode([1]))
 reveal_type(mixlab.compare.read_bands())
+reveal_type(mixlab.open("run").generate("text", seed=1))
+reveal_type(mixlab.open("run").evaluate("my.txt"))
+reveal_type(mixlab.save(mixlab.build_model("gru", dim=64), "run"))
 mixlab.nonsense
 mixlab.train.nonsense
 mixlab.compare.nonsense
@@ -40,6 +43,9 @@ SEEN = {
     9: "int | None",
     10: "str",
     11: "mixlab.compare.bands.Bands",
+    12: "str",
+    13: "mixlab.train.evaluate.Evaluation",
+    14: "pathlib.Path",
 }
 """Line of CLIENT -> the type revealed there."""
 

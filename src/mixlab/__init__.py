@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from mixlab.model.language_model import LanguageModel as LanguageModel
     from mixlab.model.language_model import build_model as build_model
     from mixlab.model.ngram import NGram as NGram
+    from mixlab.opened import OpenedRun as OpenedRun
+    from mixlab.opened import open as open
     from mixlab.parts.contract import Part as Part
     from mixlab.parts.contract import available as available
     from mixlab.parts.contract import register as register
     from mixlab.train.run import load as load
+    from mixlab.train.saved import save as save
 else:
     __all__, __getattr__, __dir__ = on_first_use(__name__)

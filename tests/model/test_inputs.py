@@ -124,7 +124,7 @@ def test_the_checks_leave_one_graph_to_the_compiler():
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        (None, "model: expected a ModelConfig, a table of its keys or the path of a TOML file, got NoneType"),
+        (None, "a table of its keys, the name of a preset or the path of a TOML file, got NoneType"),
         (5, "got int"),
         (["dim"], "got list"),
         (b"model.toml", "got bytes"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Annotated
 
@@ -11,16 +10,16 @@ import typer
 
 from mixlab.cli.options import Imports, Json, Run
 from mixlab.cli.streams import is_gone
+from mixlab.opened import MAX_TOKENS, TEMPERATURE
 
 
 def generate(
     run: Run,
     prompt: Annotated[str, typer.Option(help="What the text begins with.", metavar="TEXT")] = "",
-    max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.", metavar="N")] = 400,
-    # 0.8 trims the tail of unlikely tokens that a small model gets wrong; 1 samples the model as it is.
+    max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.", metavar="N")] = MAX_TOKENS,
     temperature: Annotated[
         float, typer.Option(help="0: always the likeliest; 1: as learned.", metavar="T")
-    ] = 0.8,
+    ] = TEMPERATURE,
     top_k: Annotated[int | None, typer.Option(help="Choose among the K likeliest.", metavar="K")] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Choose among the likeliest that sum to P.", metavar="P")
@@ -38,57 +37,31 @@ def generate(
 
     mixlab generate runs/transformer --prompt "def main("
     """
+    import mixlab
     from mixlab.cli.console import note, print_json
-    from mixlab.decode import check_precision, check_sampling, precision, stream_text
-    from mixlab.decode import generate as continue_from
-    from mixlab.train.run import open_run
+    from mixlab.decode import check_precision, check_sampling
 
-    check_sampling(temperature, top_k, top_p)  # before the seconds that loading takes
+    check_sampling(temperature, top_k, top_p)  # before the run is looked for
     check_precision(dtype)
-    opened = open_run(run, notes=note)
-    tokenizer = opened.tokenizer
-    # What ends a document starts the next: the text before every prompt.
-    ends = [] if tokenizer.end is None else [tokenizer.end]
-    encoded = tokenizer.encode(prompt)
-    tokens = [*ends, *(int(token) for token in encoded)]
-    if unknown := tokenizer.count_unknown(encoded):
-        note(
-            f"{unknown} of the prompt's characters {'is' if unknown == 1 else 'are'} not in the tokenizer's "
-            "vocabulary: the model reads one unknown character instead of each"
-        )
-    scorer = opened.load()
-    ids = continue_from(
-        scorer,
-        tokens,
+    chunks = mixlab.open(run, notes=note).stream(
+        prompt,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        stop=ends,
-        note=note,
-        dtype=precision(scorer, dtype),
+        dtype=dtype,
     )
-    drawn: list[int] = []
-    pieces = stream_text(tokenizer, remembered(ids, drawn))
     if as_json:
-        text = "".join(pieces)
-        ended = len(drawn) < max_tokens
-        print_json({"prompt": prompt, "text": text, "tokens": len(drawn), "ended": ended, "seed": seed})
+        text, drawn = "".join(chunks), len(chunks.ids)
+        print_json({"prompt": prompt, "text": text, "tokens": drawn, "ended": chunks.ended, "seed": seed})
         return
-    for piece in chain([prompt], pieces):
-        sys.stdout.write(piece)
+    for chunk in chain([prompt], chunks):
+        sys.stdout.write(chunk)
         sys.stdout.flush()
         if is_gone(sys.stdout):
             return
     sys.stdout.write("\n")
-    if len(drawn) < max_tokens:
+    if chunks.ended:
         sys.stdout.flush()
-        note(f"the model ended the document after {len(drawn)} tokens")
-
-
-def remembered(ids: Iterable[int], drawn: list[int]) -> Iterator[int]:
-    """Pass `ids` on and append each to `drawn`."""
-    for token in ids:
-        drawn.append(token)
-        yield token
+        note(f"the model ended the document after {len(chunks.ids)} tokens")

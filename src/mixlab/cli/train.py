@@ -157,8 +157,10 @@ def _resumed(
     """The config a run was begun with, for another length and with other settings where they are given."""
     from mixlab.config import load_run_config, to_mapping
     from mixlab.train.folder import RunFolder
+    from mixlab.train.saved import check_trained
 
     config = RunFolder(run).read_config()
+    check_trained(RunFolder(run))
     length: dict[str, Any] = {}
     set_horizon(length, horizon)
     if config.model is None and length:

@@ -122,22 +122,40 @@ def _spell(choice: Choice) -> str | dict[str, Any]:
     return {"kind": choice.name, **knobs} if knobs else choice.name
 
 
-def model_config(source: ModelConfig | Mapping[str, Any] | str | Any) -> ModelConfig:
-    """A validated config from a config, a mapping, or the path of a TOML file.
+def model_config(source: ModelConfig | Mapping[str, Any] | str | Any, **knobs: Any) -> ModelConfig:
+    """A validated config from a config, a mapping, the name of a preset, or the path of a TOML file.
 
-    A TOML file may hold the keys at its top or in a `[model]` table. Raises UserError.
+    A TOML file may hold the keys at its top or in a `[model]` table. knobs: keys in place of those of the
+    source. Raises UserError.
     """
     from mixlab.config import parse
-    from mixlab.extends import read_tables
 
     if isinstance(source, ModelConfig):
         source = vars(source)  # a dataclass takes values of any type: they are checked here
     if isinstance(source, str | PathLike):
-        tables = read_tables(Path(source))
-        source = tables.get("model", tables)
+        source = _tables(source)
     if not isinstance(source, Mapping):
         raise UserError(
-            "model: expected a ModelConfig, a table of its keys or the path of a TOML file, "
-            f"got {type(source).__name__}"
+            "model: expected a ModelConfig, a table of its keys, the name of a preset or the path of a TOML "
+            f"file, got {type(source).__name__}"
         )
-    return parse(ModelConfig, source, where="model").validate()
+    return parse(ModelConfig, {**source, **knobs}, where="model").validate()
+
+
+def _tables(source: str | PathLike[str]) -> Mapping[str, Any]:
+    """The `[model]` table of a preset or a TOML file, or the keys at the file's top."""
+    from mixlab.config import read_preset, read_toml
+
+    path = Path(source)
+    named = isinstance(source, str) and path.name == source and not path.suffix and not path.exists()
+    tables = read_preset(path) if named or path.suffix == ".toml" else read_toml(path)
+    if "ngram" in tables and "model" not in tables:
+        raise UserError(
+            f"'{source}' is an n-gram, which counts a text and has nothing to build: "
+            "mixlab.NGram.train(tokens) makes one"
+        )
+    top = {key: value for key, value in tables.items() if key != "name"}
+    model = tables.get("model", top)
+    if not isinstance(model, Mapping):
+        raise UserError(f"{source}: model: expected a table, got {model!r}")
+    return model

@@ -378,12 +378,14 @@ def _fans(parameter: Tensor) -> tuple[int, int]:
     return (1, parameter.numel()) if parameter.ndim < 2 else (parameter.shape[-1], parameter.shape[-2])
 
 
-def build_model(config: ModelConfig | Mapping[str, Any] | str | Any) -> LanguageModel:
-    """A freshly initialised model, from a config, a mapping of its keys, or the path of a TOML file.
+def build_model(config: ModelConfig | Mapping[str, Any] | str | Any, **knobs: Any) -> LanguageModel:
+    """A freshly initialised model, from a config, a mapping of its keys, the name of a preset ("griffin"), or
+    the path of a TOML file.
 
-    Draws from torch's global generator. Raises UserError for what does not fit.
+    knobs: keys of ModelConfig in place of those of the source, such as `dim=128`. Draws from torch's global
+    generator. Raises UserError for what does not fit.
     """
-    checked = model_config(config)
+    checked = model_config(config, **knobs)
     try:
         return LanguageModel(checked)
     except (RuntimeError, MemoryError) as error:

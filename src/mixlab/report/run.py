@@ -29,10 +29,12 @@ def from_run(run_dir: Path) -> dict[str, Any]:
     run_dir = Path(run_dir)
     if not (run_dir / "config.toml").is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no config.toml")
+    corpus = _json(run_dir / "data.json")
     config = _toml(run_dir / "config.toml")
+    if corpus.get("sources") == []:  # saved from Python: of the config only the model says what was done
+        config = {key: value for key, value in config.items() if key not in ("data", "train")}
     lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if isinstance(line, dict)]
     model, train = mapping(config.get("model")), mapping(config.get("train"))
-    corpus = _json(run_dir / "data.json")
     result = _result(config, lines) | _counts(model) | {"sources": _sources(lines, corpus)}
     if result["status"] == "running" and not is_locked(run_dir):
         result |= {

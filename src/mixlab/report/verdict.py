@@ -135,6 +135,8 @@ def counted(baseline: ModelView) -> str:
         return "counted on the text that the others were trained on"
     config = mapping(baseline.done[0].get("config")) if baseline.done else {}
     tokens = baseline.mean("tokens")
+    if not tokens and config and "data" not in config:
+        return "counted on a text that is not recorded"
     most = number(mapping(config.get("ngram")).get("max_tokens"))
     if tokens and ((most and tokens > 0.9 * most) or mapping(config.get("data")).get("weights")):
         return f"counted on {count(tokens)} tokens of the training text"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mixlab.config import parse, read_toml, to_mapping, to_toml
 from mixlab.data import Dataset
@@ -34,6 +34,20 @@ MOST_TEXTS = 100
 
 Changes = dict[str, tuple[Any, Any]]
 """Dotted key -> what it was and what it is to be, None where it is not set."""
+
+
+class Described(Protocol):
+    """What a run folder holds of its text: a Dataset's, or that there is none."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What data.json is to say."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +146,7 @@ class RunFolder:
         check_allowed(self.path, changes, config, force=force)
         return changes
 
-    def write_start(self, config: RunConfig, dataset: Dataset, environment: Mapping[str, Any]) -> None:
+    def write_start(self, config: RunConfig, dataset: Described, environment: Mapping[str, Any]) -> None:
         """Write what says what this run is, the config last, so that a folder with a config is complete.
 
         UserError for a place that cannot be written.

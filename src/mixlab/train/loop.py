@@ -35,6 +35,7 @@ from mixlab.train.precision import resolve as resolve_dtype
 from mixlab.train.progress import Progress, Told
 from mixlab.train.record import Record
 from mixlab.train.resuming import afresh, beginnings, changed_since, fitting, identity
+from mixlab.train.saved import check_trained
 from mixlab.train.saver import Saver
 from mixlab.train.sinks import Sinks
 from mixlab.train.state import State
@@ -80,6 +81,8 @@ def _train(
     begun = folder.read_config() if resume else None
     if begun is None:
         folder.check_free()
+    else:
+        check_trained(folder)
     dataset = _data(config, folder, resume, report)
     config = resolve(config, dataset)
     if config.model is None:

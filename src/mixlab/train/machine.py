@@ -192,15 +192,16 @@ def _write(path: Path, machine: Machine) -> None:
         return
 
 
-def environment(machine: Machine) -> dict[str, Any]:
-    """What environment.json records: versions, platform and the measured facts, JSON-able."""
+def environment(machine: Machine | None) -> dict[str, Any]:
+    """What environment.json records: versions, platform and the facts if they were measured, JSON-able."""
+    measured = {} if machine is None else {"machine": asdict(machine)}
     return {
         "mixlab": mixlab.__version__,
         "git": git_hash(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "machine": asdict(machine),
+        **measured,
     }
 
 
