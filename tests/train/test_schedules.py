@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixlab.train.config import SCHEDULES, ScheduleConfig
+from mixlab.train.counters import Clock
+from mixlab.train.loop import train
+from mixlab.train.metrics import read_metrics
 from mixlab.train.schedules import lr_factor
 
 KINDS = SCHEDULES
@@ -79,3 +83,25 @@ def test_one_cycle_is_that_of_torch():
         )
         optimizer.step()
         theirs.step()
+
+
+HORIZONS = {
+    "steps": {"steps": 5},
+    "tokens": {"tokens": 5 * 64 - 40},  # the last step goes past the end by more than half of itself
+    "epochs": {"epochs": 0.05},
+    "minutes": {"minutes": 4.5 / 60},  # of steps of a second each
+    "flops": {"flops": 1_000_000},
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("horizon", HORIZONS)
+def test_no_step_of_any_horizon_has_a_rate_of_0(config, tmp_path, monkeypatch, horizon, kind):
+    monkeypatch.setattr(Clock, "lap", lambda self: 1.0)
+    train_config = replace(config.train, schedule=ScheduleConfig(kind=kind), eval_every=0)
+    small = replace(config.model, depth=1, dim=8)
+    config = replace(config, model=small, train=train_config.with_horizon(**HORIZONS[horizon]))
+    train(config, tmp_path / "run", progress=lambda line: None)
+    rates = [line["lr"] for line in read_metrics(tmp_path / "run/metrics.jsonl", "step")]
+    assert len(rates) >= 3
+    assert all(0 < rate <= config.train.optimizer.lr for rate in rates)

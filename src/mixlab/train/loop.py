@@ -264,15 +264,20 @@ class Trainer:
                 self.note(f"step {self.done.step}: {sentence}")
 
     def middle_of_step(self) -> float:
-        """Progress half-way through the coming step: neither the first nor the last has a factor of 0."""
+        """Progress half-way through the coming step: neither the first nor the last has a factor of 0.
+
+        A step that goes past the end ends there. Until one has been timed, a step takes what its products
+        take at this machine's peak.
+        """
         done = self.done
-        half_second = 0.5 * done.seconds / done.step if done.step else 0.0
-        return self.config.progress(
+        second = done.seconds / done.step if done.step else self.stepper.flops / self.speed.peak
+        middle = self.config.progress(
             steps=done.step + 0.5,
             tokens=done.tokens + self.stepper.tokens / 2,
-            seconds=done.seconds + half_second,
+            seconds=done.seconds + second / 2,
             flops=done.flops + self.stepper.flops / 2,
         )
+        return min(middle, (done.progress(self.config) + 1) / 2)
 
     def finished(self) -> bool:
         """Whether the horizon is reached."""
