@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,8 @@ from mixlab.cli.options import Imports, Json
 from mixlab.errors import UserError
 
 COMPARISON = "comparison.json"
+PER_RUN, SAMPLING = 3.0, 15.0
+"""Seconds that a run's sample may take, and all of them: of many runs the last ones go without."""
 
 
 def report(
@@ -25,7 +28,7 @@ def report(
 ) -> None:
     """Write one offline HTML page about runs.
 
-    Table, curves, samples and facts.
+    Table, curves, samples and facts; each run's best checkpoint writes a sample for it.
 
     mixlab report runs/transformer runs/gru
     """
@@ -34,7 +37,9 @@ def report(
     from mixlab.report.joined import merge
 
     folders = [run_folder(path) for path in runs]
-    comparison = merge([read(folder) for folder in folders], folders)
+    until = time.monotonic() + SAMPLING
+    found = [read(folder, sample_seconds=min(PER_RUN, until - time.monotonic())) for folder in folders]
+    comparison = merge(found, folders)
     path = write_report(comparison, out or (folders[0] if len(folders) == 1 else Path()) / "report.html")
     if as_json:
         print_json({"report": str(path), "results": len(comparison["results"])})
@@ -47,17 +52,20 @@ def run_folder(path: Path) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The comparison in a comparison's folder, or a run as a comparison of one; UserError for neither."""
+def read(folder: Path, *, sample_seconds: float = 0.0) -> dict[str, Any]:
+    """The comparison in a comparison's folder, or a run as a comparison of one; UserError for neither.
+
+    sample_seconds: for how long a run may write a sample.
+    """
     from mixlab.report import from_run
 
     file = folder / COMPARISON
     if not file.is_file():
-        return from_run(folder)
+        return from_run(folder, sample_seconds=sample_seconds)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is damaged: it is not JSON ({error})") from None
     if not isinstance(found, dict) or not isinstance(found.get("results"), list):
         raise UserError(f"{file} is not a comparison: it has no list of results")
-    return found
+    return found | {"folder": str(folder)}

@@ -17,6 +17,7 @@ def merge(comparisons: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dic
     """
     if len(comparisons) == 1:
         return comparisons[0]
+    comparisons = [{**comparison, "results": _placed(comparison)} for comparison in comparisons]
     apart, names = texts(comparisons), apart_by(folders)
     results = [result for comparison in comparisons for result in comparison["results"]]
     # Of one text, two seeds of a model are one model; of two texts they are not.
@@ -29,10 +30,16 @@ def merge(comparisons: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dic
             }
             for comparison, name in zip(comparisons, names, strict=True)
         ]
-    first, called = comparisons[0], labels(comparisons, names)
+    called = labels(comparisons, names)
+    results = [result for comparison in comparisons for result in comparison["results"]]
+    grids = [mapping(mapping(comparison.get("grid")).get("keys")) for comparison in comparisons]
     return {
-        **first,
-        "title": f"{len(comparisons)} runs",
+        "title": f"{len(results)} runs",
+        "corpus": {} if apart else mapping(comparisons[0].get("corpus")),
+        "imports": list(dict.fromkeys(str(m) for c in comparisons for m in c.get("imports") or [])),
+        "evaluation": common(mapping(comparison.get("evaluation")) for comparison in comparisons),
+        "grid": {"keys": {key: values for keys in grids for key, values in keys.items()}},
+        "timing": _timing(comparisons, results),
         "apart": apart,
         "joined": [
             {"name": name, "corpus": c.get("corpus", {}), "environment": c.get("environment", {})}
@@ -40,8 +47,32 @@ def merge(comparisons: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dic
         ],
         "budget": common(comparison.get("budget", {}) for comparison in comparisons)
         | {"unequal": unequal(comparisons, called, apart)},
-        "results": [result for comparison in comparisons for result in comparison["results"]],
+        "results": results,
     }
+
+
+def _placed(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The results with the path of each run's folder, which a comparison says from its own."""
+    folder = comparison.get("folder")
+    return [
+        {**result, "run": str(Path(str(folder)) / result["run"])} if folder and result.get("run") else result
+        for result in comparison["results"]
+    ]
+
+
+MACHINES = "The runs were made on different machines, so their seconds do not compare."
+
+
+def _timing(comparisons: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Whether the times of all of them together are fit to conclude from, and why not."""
+    from mixlab.compare.timing import judge
+
+    return {"trusted": False, "why": MACHINES} if _machines_differ(comparisons) else judge(results)
+
+
+def _machines_differ(comparisons: Sequence[Mapping[str, Any]]) -> bool:
+    machines = [mapping(mapping(c.get("environment")).get("machine")) for c in comparisons]
+    return len({tuple(m.get(key) for key in ("name", "cores", "threads")) for m in machines}) > 1
 
 
 def apart_by(folders: Sequence[Path]) -> list[str]:
@@ -100,9 +131,8 @@ def unequal(comparisons: Sequence[Mapping[str, Any]], names: Sequence[str], apar
             f"{t['kind']} of {count(t.get('vocab_size'))}" if "kind" in t else "unknown" for t in tokenizers
         ]
         sentences.append(differ("tokenizers", list(zip(kinds, names, strict=True))))
-    machines = [mapping(mapping(c.get("environment")).get("machine")) for c in comparisons]
-    if len({tuple(m.get(key) for key in ("name", "cores", "threads")) for m in machines}) > 1:
-        sentences.append("The runs were made on different machines, so their seconds do not compare.")
+    if _machines_differ(comparisons):
+        sentences.append(MACHINES)
     for key, what in (("params", "numbers of parameters"), ("tokens", "numbers of tokens"),
                       ("context", "context lengths")):  # fmt: skip
         known = [(number(budget.get(key)), name) for budget, name in zip(budgets, names, strict=True)]

@@ -13,16 +13,19 @@ from mixlab.report.view import mapping, number, rows
 
 STEP_KEYS = ("step", "tokens", "seconds", "flops", "loss")
 EVAL_KEYS = ("step", "tokens", "seconds", "flops", "bits_per_byte", "scored", "full")
+LARGEST = 2 << 30
+"""Bytes of weights that are loaded for a sample: seconds of reading, and memory that a report may take."""
 
 
-def from_run(run_dir: Path) -> dict[str, Any]:
+def from_run(run_dir: Path, *, sample_seconds: float = 0.0) -> dict[str, Any]:
     """The comparison.json structure, with one result, of the run folder `run_dir`.
 
     Works on a run that is still being written: a torn last line is left out and the result's status is
     "running", or "killed" if no process holds the folder any more. Its score is that of its best evaluation,
-    because a run means its best checkpoint. Raises UserError if `run_dir` is no run folder or its config.toml
-    cannot be read.
+    because a run means its best checkpoint. sample_seconds: for how long that may write a sample for the
+    page; 0 for none. Raises UserError if `run_dir` is no run folder or its config.toml cannot be read.
     """
+    from mixlab.compare import timing
     from mixlab.train.files import is_locked
     from mixlab.train.metrics import read_metrics
 
@@ -41,6 +44,9 @@ def from_run(run_dir: Path) -> dict[str, Any]:
             "status": "killed",
             "reason": "its process ended without a word, and the run can be resumed",
         }
+    result |= {"run": str(run_dir), "throughput": _throughput(run_dir, lines)}
+    if sample_seconds > 0 and (found := _sample(run_dir, sample_seconds)):
+        result["sample"] = found
     last = result["curve"][-1] if result["curve"] else {}
     budget = {
         "params": result.get("parameters"),
@@ -56,6 +62,7 @@ def from_run(run_dir: Path) -> dict[str, Any]:
         "corpus": corpus,
         "environment": _json(run_dir / "environment.json"),
         "budget": {key: value for key, value in budget.items() if value is not None} | {"unequal": []},
+        "timing": timing.judge([result]),
         "results": [result],
     }
 
@@ -71,6 +78,7 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, An
     status, reason = _status(end, last)
     return {
         "model": str(config.get("name") or "run"),
+        "kind": "baseline" if config.get("ngram") else "neural",
         "seed": mapping(config.get("train")).get("seed", 0),
         "status": status,
         "reason": reason,
@@ -97,6 +105,27 @@ def _evaluations(lines: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], lis
 
 def _bits(line: dict[str, Any]) -> float:
     return float(line["bits_per_byte"])
+
+
+def _throughput(run_dir: Path, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The median step's, with its spread, as a comparison has it."""
+    from mixlab.compare import timing
+
+    return timing.throughput([line for line in lines if line.get("kind") == "step"], timing.read(run_dir))
+
+
+def _sample(run_dir: Path, seconds: float) -> dict[str, Any] | None:
+    """What the best checkpoint writes after a line break; None where it cannot be opened, or is too large."""
+    from mixlab.decode.samples import sample
+    from mixlab.train.run import open_run
+
+    try:
+        run = open_run(run_dir, notes=lambda message: None)
+        if sum(file.stat().st_size for file in run.checkpoint.glob("model*")) > LARGEST:
+            return None
+        return sample(run.load(), run.tokenizer, "", seed=run.config.train.seed, seconds=seconds)
+    except (UserError, OSError, RuntimeError, MemoryError):
+        return None  # a page without a sample is a page
 
 
 def _sources(lines: list[dict[str, Any]], corpus: dict[str, Any]) -> list[dict[str, Any]]:
