@@ -82,7 +82,7 @@ def _line(model: ModelView, curve: Curve, hover: str, *, markers: bool) -> dict[
         "x": curve.x,
         "y": [round(value, 5) for value in curve.y],
         "line": {"color": f"${model.slot}", "width": 2, "dash": model.dash},
-        "marker": {"color": f"${model.slot}", "size": 4.5},
+        "marker": {"color": f"${model.slot}", "size": 4.5 if len(curve.x) >= FEW else 7},
         "hovertemplate": hover + "<extra>%{fullData.name}</extra>",
     }
 
@@ -211,7 +211,9 @@ def _view(
     traces += [_line(model, curve, hover, markers=markers) for model, curve in lines]
     traces += [_end(model, curve, hover) for model, curve in lines]
     for model, curve in lines:
-        traces += clip_marks(curve.x, curve.y, scale, model.slot, each=markers, model=model.name)
+        end = [curve.end] if curve.end else []
+        xs, ys = [*curve.x, *(at for at, _ in end)], [*curve.y, *(loss for _, loss in end)]
+        traces += clip_marks(xs, ys, scale, model.slot, each=markers, model=model.name)
     shown = layout(x, axis(y_title, range=scale.span))
     shown["shapes"] = [_reference(model, level) for model, level in references]
     shown["annotations"] = labels([(m, c.last[1]) for m, c in lines] + references, scale.span) + scale.note()
@@ -220,9 +222,9 @@ def _view(
 
 def _scale(lines: Sequence[tuple[ModelView, Curve]], references: Sequence[tuple[ModelView, float]]) -> Scale:
     """The loss axis of these lines, with their seeds' spread and the baselines."""
-    ends = [curve.end[1] for _, curve in lines if curve.end]
-    levels = [level for _, level in references] + ends
-    return fit([curve.y for _, curve in lines], levels, [v for _, c in lines for v in c.low or ()])
+    losses = [[*curve.y, *(curve.end or ())[1:]] for _, curve in lines]
+    spread = [value for _, curve in lines for value in curve.low or ()]
+    return fit(losses, [level for _, level in references], spread)
 
 
 AXES: dict[str, tuple[str, str, str]] = {  # key of a record -> title, axis title, hover format

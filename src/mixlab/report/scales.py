@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from itertools import pairwise
+from statistics import fmean, median, pstdev
 from typing import Any
 
 from mixlab.report.units import bits
@@ -54,7 +55,7 @@ def fit(lines: Sequence[Sequence[float]], levels: Sequence[float], spread: Seque
     middle = median(values) if values else high
     ends = [line[-1] for line in lines if len(line) > 1 and line[-1] <= line[0]]
     enough = max([low + SPREAD * (middle - low), low + LEAST, *ends, *levels])
-    top = high if high <= 1.2 * (enough - low) + low else enough
+    top = high if high <= 1.5 * (enough - low) + low else enough
     pad = 0.06 * max(top - low, LEAST)
     above = [y for y in values if y > top + pad]
     return Scale(span=[low - pad, top + pad], clipped=len(above), highest=max(above, default=0.0))
@@ -91,13 +92,17 @@ def clip_marks(
 
 
 def log_suits(x: Sequence[float]) -> bool:
-    """Whether rising `x` are spaced more by ratios than by differences: more than half of them lie in the
-    first half of the range, which is at least tenfold (or fourfold, of five values or fewer)."""
-    if len(x) < 3 or x[0] <= 0:
+    """Whether rising `x`, three or more over at least a factor of four, are spaced by ratios more evenly than
+    by differences."""
+    if len(x) < 3 or x[0] <= 0 or x[-1] < 4 * x[0]:
         return False
-    if x[-1] < (4 if len(x) <= 5 else 10) * x[0]:
-        return False
-    return sum(value < x[-1] / 2 for value in x) >= 0.6 * len(x)
+    return _unevenness([math.log(value) for value in x]) < _unevenness(x)
+
+
+def _unevenness(x: Sequence[float]) -> float:
+    """The standard deviation of the gaps over their mean."""
+    gaps = [b - a for a, b in pairwise(x)]
+    return pstdev(gaps) / fmean(gaps)
 
 
 def decades(low: float, high: float) -> list[float]:

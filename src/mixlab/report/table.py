@@ -31,6 +31,7 @@ class Cell:
     value: float | None
     best: bool = False
     spread: str = ""
+    below: bool = False  # whether the spread has a line of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def columns(context: float | None) -> list[Column]:
         Column(key="flops_per_token", title="Forward", unit="FLOPs/token", show=count, better="low"),
         Column(key="decode_ms_per_token", title="Decode", unit="ms/token", show=milliseconds, better="low"),
         Column(key="state_bytes", title="State", unit=at, show=size, better="low"),
-        Column(key="peak_memory_bytes", title="Peak memory", unit="", show=size, better="low"),
+        Column(key="peak_memory_bytes", title="Memory", unit="peak", show=size, better="low"),
     ]
 
 
@@ -126,7 +127,7 @@ def throughput(result: dict[str, Any]) -> tuple[float | None, float | None, floa
 def _best(column: Column, models: list[ModelView]) -> float | None:
     scored = [m for m in models if m.bits is not None and not m.is_baseline]  # what broke off is no fastest
     values = [value for model in scored if (value := mean(_values(model, column.key))) is not None]
-    if not column.better or len(values) < 2:
+    if not column.better or len(set(values)) < 2:
         return None
     return min(values) if column.better == "low" else max(values)
 
@@ -147,7 +148,8 @@ def _row(
         top = value is not None and model.bits is not None and not model.is_baseline
         top = top and value == best[column.key]
         text, spread = column.show(value), _spread(model, column.key)
-        cells.append(Cell(text=text, value=value, best=top, spread=spread))
+        below = column.key == "tokens_per_second"
+        cells.append(Cell(text=text, value=value, best=top, spread=spread, below=below))
     dots = None
     if strip and model.bits is not None:
         place = [
@@ -251,7 +253,7 @@ def footnotes(models: list[ModelView], evaluation: dict[str, Any] | None = None)
     scored, valid = (number(mapping(evaluation).get(key)) for key in ("tokens_scored", "valid_tokens"))
     if scored and valid:
         part = "all" if scored >= valid else percent(scored / valid)
-        notes.append(f"The validation loss is of {count(scored)} tokens, {part} of the text's.")
+        notes.append(f"The validation loss is over {count(scored)} tokens, {part} of the validation text.")
     if seeds and seeds[-1] > 1:
         several = f"{seeds[-1]} seeds" if len(seeds) == 1 else f"up to {seeds[-1]} seeds"
         notes.append(
