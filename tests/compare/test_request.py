@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixlab.compare.plan import EVALUATIONS, make_plan
+from mixlab.compare.plan import EVAL_TOKENS, EVALUATIONS, make_plan
 from mixlab.compare.request import DEFAULT_MODELS, DEFAULT_TOKENS, Request
 from mixlab.config import preset_names
 from mixlab.errors import UserError
@@ -61,7 +61,11 @@ def test_what_the_budget_covers_is_the_same_for_every_neural_model() -> None:
         assert model is not None
         assert (model.context, model.vocab_size) == (32, 256)
         assert (train.steps, train.tokens, train.minutes) == (30, None, None)
-        assert (train.batch_tokens, train.eval_every) == (4 * 32, 30 // EVALUATIONS)
+        assert (train.batch_tokens, train.evaluations, train.eval_tokens) == (
+            4 * 32,
+            EVALUATIONS,
+            EVAL_TOKENS,
+        )
         assert train.seed == entry.seed
     assert plan.tokens == 30 * 4 * 32
 
@@ -112,3 +116,26 @@ def test_two_presets_of_one_name_are_refused(tmp_path) -> None:
     (tmp_path / "gru.toml").write_text("[model]\ntemporal = 'gru'\n[train]\nsteps = 1\n", encoding="utf-8")
     with pytest.raises(UserError, match="two models are called 'gru'"):
         plan_of(models=("gru", str(tmp_path / "gru.toml")))
+
+
+@pytest.mark.parametrize("setting", ["train.eval_every=7", "train.evaluations=3", "train.eval_tokens=64"])
+def test_evaluations_that_the_user_sets_are_kept(setting: str) -> None:
+    (entry,) = plan_of(models=("rnn",), overrides=(setting,)).entries
+    key, value = setting.removeprefix("train.").split("=")
+    assert getattr(entry.config.train, key) == int(value)
+    assert entry.config.train.evaluations == (3 if key == "evaluations" else 0)
+
+
+@pytest.mark.parametrize("train", ["", "[train]\nminutes = 5\n", "[train]\nsteps = 3\ntokens = 9\n"])
+def test_a_preset_file_needs_no_length_of_its_own(tmp_path, train: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[model]\ntemporal = 'gru'\nposition = 'none'\n" + train, encoding="utf-8")
+    (entry,) = plan_of(models=(str(file),)).entries
+    assert (entry.config.train.steps, entry.config.train.horizon) == (30, "steps")
+
+
+def test_what_is_wrong_in_a_preset_file_names_the_file(tmp_path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[model]\ntemporal = 'gru'\nposition = 'none'\n[train]\nseed = -1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"mine\.toml: train\.seed must be"):
+        plan_of(models=(str(file),))

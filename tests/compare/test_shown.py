@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 
 from mixlab.cli.comparison import ComparisonProgress, footnotes, print_comparison, rows
-from mixlab.compare.plan import EVALUATIONS, make_plan
-from mixlab.compare.probe import START_SECONDS, steps_for
-from mixlab.compare.request import Request
 
 
 def result(model: str, seed: int, score: float, **changed: Any) -> dict[str, Any]:
@@ -95,20 +92,3 @@ def test_progress_is_of_the_whole_comparison() -> None:
     assert "1/2 a: failed: it never works" in said
     assert "2/2 a   75%  step 5  loss 2.000" in said
     assert "left for all" in said
-
-
-def test_minutes_become_the_steps_that_fit_beside_evaluations_and_starts() -> None:
-    request = Request(models=("ngram", "rnn", "gru"), params=60_000, minutes=2.0, context=32, batch_size=4)
-    plan = make_plan(request.validate(), vocab_size=256, steps=1)
-    speeds = {"ngram-seed0": 1e6, "rnn-seed0": 2000.0, "gru-seed0": 1000.0}
-    train, valid = 900_000, 6_000
-    steps = steps_for(2.0, plan, speeds, train=train, valid=valid)
-
-    def seconds(steps: int) -> float:
-        counting = START_SECONDS + (train + valid) / 1e6
-        return counting + sum(
-            START_SECONDS + (steps * 128 + EVALUATIONS * valid / 3) / speed for speed in (2000.0, 1000.0)
-        )
-
-    assert seconds(steps) <= 120 < seconds(steps + 1)
-    assert steps_for(0.001, plan, speeds, train=train, valid=valid) == 1

@@ -33,7 +33,7 @@ def test_the_loss_falls_and_the_record_is_whole(config, tmp_path):
     summary = train(config, tmp_path / "run", progress=seen.append)
     lines = read_metrics(tmp_path / "run/metrics.jsonl")
     scored = lines[-2]["scored"]
-    evaluation = {"full": scored, "sample": scored, "marks": [], "every": 20}
+    evaluation = {"full": scored, "sample": scored, "marks": [], "every": 20, "share": None}
     start = {
         "kind": "start",
         "run": str(tmp_path / "run"),

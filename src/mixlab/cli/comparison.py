@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mixlab.cli.console import Progress, short
+from mixlab.cli.console import Progress, clock, short
 from mixlab.cli.console import table as aligned
 from mixlab.report import grid
 from mixlab.report.recommend import conclude
@@ -33,26 +33,35 @@ class ComparisonProgress(Progress):
         super().__init__("comparing", self.overall, stream=stream, now=now)
         self.weights: dict[int, float] = {}
         self.behind = 0.0
-        self.steps = 1
+        self.began: tuple[float, float] | None = None
+        self.work: Mapping[str, Any] = {"steps": 1, "step_tokens": 1, "scored": 0, "full": 1}
+        self.step = self.scored = 0
+        self.counted = False
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         """Take a note, the start or end of a run, or a line of its record."""
         kind = line.get("kind")
         if kind == "plan":
             self.weights = dict(enumerate((COUNTED_SHARE if c else 1.0 for c in line["counted"]), 1))
-            self.steps = line["steps"]
+            self.work = {key: line.get(key, usual) for key, usual in self.work.items()}
         elif kind == "note":
             self.say(f"note: {line['message']}")
         elif kind == "run":
             self.run(line)
         else:
             super().__call__(line)
+            if kind == "eval":
+                self.scored += line.get("scored", 0)
+            if kind in ("step", "eval", "evaluating") and self.began is None:
+                self.began = (self.now(), self.done)
 
     def run(self, line: Mapping[str, Any]) -> None:
         """A run begins or is over."""
         name = f"{line['model']}" + (f" seed {line['seed']}" if line["seed"] else "")
         self.label = f"{line['index']}/{line['runs']} {name}"
         status = line["status"]
+        self.step = self.scored = 0
+        self.counted = line.get("counted", False)
         if status in ("begun", "resumed"):
             self.shown.clear()
             self.last_shown = self.now()
@@ -69,8 +78,17 @@ class ComparisonProgress(Progress):
     def overall(self, line: Mapping[str, Any]) -> float:
         """How much of the whole is done, by a line of the current run."""
         total = sum(self.weights.values()) or 1.0
-        current = min(1.0, float(line.get("step", 0)) / self.steps)
-        return min(1.0, (self.behind + current) / total)
+        return min(1.0, (self.behind + self.current(line)) / total)
+
+    def current(self, line: Mapping[str, Any]) -> float:
+        """The current run's share of the weights that is done: a step is three forwards, a score is one."""
+        scored = self.scored + (line.get("scored", 0) if line.get("kind") in ("eval", "evaluating") else 0)
+        if self.counted:  # half of it is counting, of which nothing is heard
+            return COUNTED_SHARE * (0.5 + 0.5 * min(1.0, scored / self.work["full"])) if scored else 0.0
+        self.step = max(self.step, int(line.get("step", 0)))
+        done = 3 * self.step * self.work["step_tokens"] + scored
+        whole = 3 * self.work["steps"] * self.work["step_tokens"] + self.work["scored"]
+        return min(1.0, float(done / whole))
 
     def say(self, sentence: str) -> None:
         """A line of its own, above the bar where there is one."""
@@ -80,9 +98,11 @@ class ComparisonProgress(Progress):
             print(sentence, file=self.stream, flush=True)
 
     def _left(self) -> str:
-        """The whole comparison's."""
-        left = super()._left()
-        return left and f"{left} for all"
+        """The whole comparison's, by its pace since this command's first line."""
+        if self.began is None or not self.began[1] < self.done < 1.0:
+            return ""
+        pace = (self.now() - self.began[0]) / (self.done - self.began[1])
+        return f"{clock(pace * (1.0 - self.done))} left for all"
 
 
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
+from mixlab.cli.timeleft import TimeLeft
+
 QUIET_SECONDS = 5.0
 """Plain progress: at most one line in this time, few enough to read in a log, often enough to see life."""
 
@@ -47,6 +49,11 @@ def short(value: float) -> str:
     return f"{value:.0f}"
 
 
+def evaluating(line: Mapping[str, Any]) -> str:
+    """How far an evaluation is, by its line."""
+    return f"evaluating {line['scored'] / line['total']:.0%}"
+
+
 def clock(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
@@ -73,7 +80,7 @@ class Progress:
         self.fraction = fraction
         self.stream = stream or sys.stderr
         self.now = now
-        self.began: tuple[float, float] | None = None
+        self.left = TimeLeft(now)
         self.last_shown = -QUIET_SECONDS
         self.shown: dict[str, Any] = {}
         self.fresh = False
@@ -103,15 +110,17 @@ class Progress:
             note(line["message"])
         if line.get("kind") == "prepare":
             self._prepare(line)
+        if line.get("kind") == "start":
+            self.left.plan = line.get("evaluation", {})
         if line.get("kind") == "watch" and self.live is not None:
             self.live.take(line, self.done, self._left())
-        if line.get("kind") not in ("step", "eval"):
+        if line.get("kind") not in ("step", "eval", "evaluating"):
             return
+        self.shown.pop("scored", None)
         self.shown |= line
         self.fresh = True
         self.done = min(1.0, self.fraction(line))
-        if self.began is None:
-            self.began = (self.now(), self.done)
+        self.left.take(line, self.done)
         if self.live is not None:
             self.live.take(line, self.done, self._left())
         elif self.now() - self.last_shown >= QUIET_SECONDS:
@@ -143,6 +152,8 @@ class Progress:
         if self.shown.get("bits_per_byte") is not None:
             facts.append(f"valid {self.shown['bits_per_byte']:.3f} bits/byte")
             facts += [f"{name} {bits:.3f}" for name, bits in self.shown.get("sources", {}).items()]
+        if self.shown["kind"] == "evaluating":
+            return "  ".join([*facts, evaluating(self.shown), *filter(None, [self._left()])])
         if self.shown.get("tokens_per_second"):
             facts.append(f"{short(self.shown['tokens_per_second'])} tokens/s")
         if left := self._left():
@@ -150,15 +161,8 @@ class Progress:
         return "  ".join(facts)
 
     def _left(self) -> str:
-        seconds = self._seconds_left()
+        seconds = self.left.seconds
         return "" if seconds is None else f"{clock(seconds)} left"
-
-    def _seconds_left(self) -> float | None:
-        """By the pace since the first line: a resumed run did not do its beginning in this time."""
-        if self.began is None or not self.began[1] < self.done < 1.0:
-            return None
-        pace = (self.now() - self.began[0]) / (self.done - self.began[1])
-        return pace * (1.0 - self.done)
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -32,7 +32,7 @@ def evaluate(
     from dataclasses import asdict
 
     from mixlab.cli.console import note, print_json
-    from mixlab.cli.preparing import Preparing
+    from mixlab.cli.preparing import Evaluating, Preparing
     from mixlab.data import prepare_single
     from mixlab.data.charsets import DEFAULT
     from mixlab.train.run import open_run
@@ -48,7 +48,8 @@ def evaluate(
             notes=note,
             progress=progress,
         )
-    result = opened.evaluate(tokens)
+    with Evaluating() as evaluating:
+        result = opened.evaluate(tokens, progress=evaluating)
     if as_json:
         print_json({"run": str(run), "text": facts, **asdict(result)})
     else:

@@ -70,7 +70,11 @@ def _evaluations(plan: Mapping[str, Any]) -> str:
     on = f"on {'all' if all_of_it else short(plan['full']) + ' of'} {short(plan['of'])} validation tokens"
     if plan["sample"] < plan["full"] and often != "at the end":
         on = f"on {short(plan['sample'])} validation tokens, the last {on}"
-    limit = f"; before the last at most {plan['share']:.0%} of the time" if plan["share"] else ""
+    limit = (
+        f"; before the last at most {plan['share']:.0%} of the time"
+        if plan["share"] and often != "at the end"
+        else ""
+    )
     return f"{often}, {on}{limit}"
 
 

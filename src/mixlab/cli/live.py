@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mixlab.cli.console import short
+from mixlab.cli.console import evaluating, short
 from mixlab.report.units import size
 
 REFRESHES = 2
@@ -98,8 +98,10 @@ class View:
     def take(self, line: Mapping[str, Any], done: float, left: str) -> None:
         """A line of metrics.jsonl, how much of the whole is done and what is left."""
         self.done, self.left = done, left
-        self.shown.pop("prepare", None)
         kind = line["kind"]
+        if kind != "watch":
+            self.shown.pop("evaluating.scored", None)
+        self.shown.pop("prepare", None)
         self.shown |= {f"{kind}.{key}": value for key, value in line.items()}
         if kind == "step" and line["loss"] is not None:
             self.losses.add(line["loss"])
@@ -142,6 +144,9 @@ class View:
         if "prepare" in shown:
             return str(shown["prepare"]).split("  ")
         facts = [f"step {shown['step.step']:,}"] if "step.step" in shown else []
+        if "evaluating.scored" in shown:
+            line = {key: shown[f"evaluating.{key}"] for key in ("scored", "total")}
+            facts.append(evaluating(line))
         if shown.get("eval.bits_per_byte") is not None:
             at = f" at {shown['eval.step']:,}" if "step.step" in shown else ""
             facts.append(f"valid {shown['eval.bits_per_byte']:.3f} bits/byte{at}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, Self, TextIO
 
 from mixlab.cli.console import QUIET_SECONDS, clock, is_terminal, live_line, short
 
@@ -41,12 +41,11 @@ class Stages:
         return Shown(min(1.0, done / total) if total else 0.0, "  ".join(facts))
 
 
-class Preparing:
-    """Shows nothing but the preparation of a text, on stderr: a bar on a terminal, else a line now and then.
+class _Alone:
+    """Shows one thing's progress on stderr: a bar on a terminal, else a line now and then; nothing of what is
+    over within seconds. A context manager."""
 
-    A context manager, and the callable to give to `prepare` as `progress`. What is over within seconds is not
-    shown.
-    """
+    label: str
 
     def __init__(self, *, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self.stream, self.now = stream or sys.stderr, now
@@ -54,22 +53,41 @@ class Preparing:
         self.last_shown = now()
         self.live: Any = None
 
-    def __enter__(self) -> Preparing:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.live is not None:
             self.live.stop()
 
-    def __call__(self, line: Mapping[str, Any]) -> None:
-        """Take a line of kind "prepare"."""
-        shown = self.stages(line)
+    def show(self, shown: Shown) -> None:
+        """Show how far it is, unless the last line is too fresh."""
         if self.live is not None:
             self.live.update(0, completed=shown.fraction, facts=shown.facts)
         elif self.now() - self.last_shown >= QUIET_SECONDS:
             self.last_shown = self.now()
             if is_terminal(self.stream):
-                self.live = live_line(self.stream, "preparing")
+                self.live = live_line(self.stream, self.label)
                 self.live.start()
             else:
-                print(f"preparing  {shown.facts}", file=self.stream, flush=True)
+                print(f"{self.label}  {shown.facts}", file=self.stream, flush=True)
+
+
+class Preparing(_Alone):
+    """The preparation of a text; the callable to give to `prepare` as `progress`."""
+
+    label = "preparing"
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """Take a line of kind "prepare"."""
+        self.show(self.stages(line))
+
+
+class Evaluating(_Alone):
+    """An evaluation; the callable to give to `evaluate` as `progress`."""
+
+    label = "evaluating"
+
+    def __call__(self, scored: int, total: int) -> None:
+        """Take how many tokens are scored, of how many."""
+        self.show(self.stages({"stage": "scored", "unit": "tokens", "done": scored, "total": total}))

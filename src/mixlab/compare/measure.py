@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +45,22 @@ def result(
     decode_from: Sequence[int],
     peak_memory: int,
     product_flops: float,
+    report: Callable[[Line], None] = lambda line: None,
 ) -> dict[str, Any]:
     """The result of a finished run: scores from its record, the rest measured on its best checkpoint.
 
     summary: the record's last line. prompt: the sample's beginning. decode_from: tokens of real text, about
     `context` of them, to decode after. peak_memory: bytes, of the training process. product_flops: see
-    `timing`, after training.
+    `timing`, after training. report: told of a further evaluation's progress as the record's were, see
+    `mixlab.train.evaluations`.
     """
     opened = open_run(run)
     scorer = opened.load()
-    best = _best_evaluation(opened, scorer, context)
+    best = _best_evaluation(opened, scorer, context, report)
+    evaluations = _evaluations(opened)
+    all_of_them = evaluations if best in evaluations else [*evaluations, best]
     milliseconds = decode_milliseconds(scorer, decode_from, context)
-    fitting = int(1000 * DECODE_SECONDS / milliseconds)
-    length = min(MOST_TOKENS, max(FEWEST_SAMPLED, fitting))
+    length = sampled_tokens(milliseconds)
     steps, processes = read_metrics(opened.path / "metrics.jsonl", "step"), timing.read(opened.path)
     rates = timing.throughput(steps, processes)
     return {
@@ -84,8 +87,9 @@ def result(
         "curve": curve(steps),
         "evals": [
             _only({"scored": None, **line, "full": is_full(line)}, "bits_per_byte", "scored", "full")
-            for line in _evaluations(opened)
+            for line in evaluations
         ],
+        "evaluation_seconds": sum(line.get("took") or 0.0 for line in all_of_them),
         "loss_by_position": best["loss_by_position"],
         "sample": sample(scorer, opened.tokenizer, prompt, most=length, seed=opened.config.train.seed),
         "config": to_mapping(opened.config),
@@ -96,11 +100,16 @@ def _evaluations(run: Run) -> list[Line]:
     return read_metrics(run.path / "metrics.jsonl", "eval")
 
 
-def _best_evaluation(run: Run, scorer: Scorer, context: int) -> Line:
+def _best_evaluation(run: Run, scorer: Scorer, context: int, report: Callable[[Line], None]) -> Line:
     """The evaluation of the checkpoint that was opened; made anew where it had windows of another length."""
     if run.context != context:
-        valid = prepare(run.config.data, tokenizer=run.tokenizer).valid
-        return evaluate(scorer, valid, context=context, dtype="float32").line()
+
+        def progress(scored: int, total: int) -> None:
+            report({"kind": "evaluating", "step": run.step, "scored": scored, "total": total, "full": True})
+
+        valid, started = prepare(run.config.data, tokenizer=run.tokenizer).valid, time.perf_counter()
+        found = evaluate(scorer, valid, context=context, dtype="float32", progress=progress)
+        return {**found.line(), "took": time.perf_counter() - started}
     lines = [line for line in _evaluations(run) if is_full(line)]
     return next((line for line in lines if line["step"] == run.step), lines[-1])
 
@@ -134,9 +143,19 @@ def state_growth(scorer: Scorer, context: int) -> float:
     return (sizes[1] - sizes[0]) / context
 
 
+def sampled_tokens(milliseconds: float) -> int:
+    """How long the sample is where decoding takes so many of them a token."""
+    return min(MOST_TOKENS, max(FEWEST_SAMPLED, int(1000 * DECODE_SECONDS / milliseconds)))
+
+
+def timed_tokens(context: int) -> int:
+    """How many tokens `decode_milliseconds` decodes."""
+    return min(DECODED, max(1, context // 2))
+
+
 def decode_milliseconds(scorer: Scorer, tokens: Sequence[int], context: int) -> float:
     """Median time of one generated token at batch 1, ms, with the context nearly full: model and sampling."""
-    timed = min(DECODED, max(1, context // 2))
+    timed = timed_tokens(context)
     prompt = list(tokens[: max(1, context - timed)])
     times = []
     started = time.perf_counter()

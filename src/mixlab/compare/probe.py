@@ -1,66 +1,100 @@
-"""How fast a model trains here, from a few steps: what turns minutes into equal tokens."""
+"""How fast a model trains, scores and decodes here, by a few steps: what turns minutes into equal steps."""
 
 from __future__ import annotations
 
-import math
+import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from mixlab.compare.plan import EVALUATIONS, Plan
-from mixlab.data import prepare
+from mixlab.compare.measure import DECODE_SECONDS, WARM_UP, sampled_tokens, timed_tokens
+from mixlab.data import Dataset, prepare
+from mixlab.decode import generate
+from mixlab.model.language_model import LanguageModel
 from mixlab.model.ngram import NGram
+from mixlab.model.scorer import Scorer
 from mixlab.train.config import RunConfig
+from mixlab.train.count import CONTEXT
+from mixlab.train.evaluate import TOKENS, evaluate
 from mixlab.train.folder import RunFolder
 from mixlab.train.loop import Trainer
 
-WARM_UP_STEPS = 2
+WARM_UP_STEPS = 3
 """The first steps allocate, and choose kernels."""
 
-PROBE_SECONDS = 2.0
-MOST_STEPS = 20
+SECONDS = 3.0
+"""For the steps that are measured."""
 
-COUNTED_SLICE = 200_000
-"""Tokens that an n-gram is timed on; counting is close to linear in them."""
+LEAST_STEPS, MOST_STEPS = 3, 50
 
-START_SECONDS = 6.0
-"""What each run takes beside training and evaluating: starting Python, reading the text, measuring."""
+COUNTED = 1_000_000
+"""Tokens that an n-gram is timed on: a second's worth. Counting is a little slower for each token of more."""
+
+DECODED = 8
+"""Tokens after the first, whose time each of what is decoded later will take."""
 
 
-def tokens_per_second(config: RunConfig) -> float:
-    """Training speed of a model on its own text in its own settings; of an n-gram, counting's."""
+def speed(config: RunConfig, *, context: int) -> dict[str, Any]:
+    """Seconds: "train" per token trained on or counted, "score" per token scored, "finish" for what is
+    measured after training at `context` tokens, "measuring" for this measurement itself."""
     dataset = prepare(config.data, context=config.model.context if config.model else 0)
-    if config.ngram is not None:
-        tokens = dataset.train.tokens[:COUNTED_SLICE]
+    scorer: LanguageModel | NGram
+    if config.model is None:
         started = time.perf_counter()
-        NGram.train(tokens, order=config.ngram.order, vocab_size=dataset.tokenizer.vocab_size)
-        return len(tokens) / (time.perf_counter() - started)
-    with tempfile.TemporaryDirectory() as nowhere:
-        trainer = Trainer(config, RunFolder(Path(nowhere)), dataset, lambda line: None)
+        train, scorer = _counting(config, dataset)
+        # Its run scores at a context of its own, and is scored once more where the comparison has another.
+        score = _scoring(scorer, dataset, CONTEXT, "float32") * (1 if context == CONTEXT else 2)
+    else:
+        with tempfile.TemporaryDirectory() as nowhere:
+            trainer = Trainer(config, RunFolder(Path(nowhere)), dataset, lambda line: None)
+        started = time.perf_counter()
+        train, scorer = _stepping(trainer), trainer.model
+        score = _scoring(scorer, dataset, context, "bfloat16" if trainer.bfloat16 else "float32")
+        trainer.model.eval()
+    finish = _decoding(scorer, [int(token) for token in dataset.valid.tokens[:context]], context)
+    measuring = time.perf_counter() - started
+    return {"train": train, "score": score, "finish": finish, "measuring": measuring}
+
+
+def _stepping(trainer: Trainer) -> float:
+    """The median step's seconds per token, after a warm-up."""
     trainer.model.train()
     for _ in range(WARM_UP_STEPS):
         trainer.step()
-    started, steps = time.perf_counter(), 0
-    while steps < MOST_STEPS and (not steps or time.perf_counter() - started < PROBE_SECONDS):
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < LEAST_STEPS or (len(times) < MOST_STEPS and time.perf_counter() - began < SECONDS):
+        started = time.perf_counter()
         trainer.step()
-        steps += 1
-    return steps * trainer.stepper.tokens / (time.perf_counter() - started)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) / trainer.stepper.tokens
 
 
-def steps_for(minutes: float, plan: Plan, speeds: Mapping[str, float], *, train: int, valid: int) -> int:
-    """Steps for each neural model so that the whole comparison takes about `minutes`; at least 1.
+def _counting(config: RunConfig, dataset: Dataset) -> tuple[float, NGram]:
+    """Seconds per token counted, and the n-gram."""
+    assert config.ngram is not None
+    tokens, started = dataset.train.tokens[:COUNTED], time.perf_counter()
+    ngram = NGram.train(tokens, order=config.ngram.order, vocab_size=dataset.tokenizer.vocab_size)
+    return (time.perf_counter() - started) / len(tokens), ngram
 
-    speeds: training tokens/s by entry label. train, valid: tokens of the two sides of the text. A forward
-    takes a third of a step, and an n-gram scores about as fast as it counts.
-    """
-    fixed, each = 0.0, 0.0
-    for entry in plan.entries:
-        speed = speeds.get(entry.label)
-        if speed is None:
-            continue
-        fixed += START_SECONDS + (
-            (train + valid) / speed if entry.counted else EVALUATIONS * valid / (3 * speed)
-        )
-        each += 0.0 if entry.counted else plan.request.step_tokens / speed
-    return max(1, math.floor((60 * minutes - fixed) / each)) if each else 1
+
+def _scoring(scorer: Scorer, dataset: Dataset, context: int, dtype: str) -> float:
+    """Seconds per token scored; the first batch warms up."""
+    text = replace(dataset.valid, scored=min(TOKENS, len(dataset.valid) - 1))
+    for _ in range(2):
+        started = time.perf_counter()
+        found = evaluate(scorer, text, context=context, dtype=dtype)
+    return (time.perf_counter() - started) / found.tokens
+
+
+def _decoding(scorer: Scorer, prompt: list[int], context: int) -> float:
+    """Seconds that decoding takes in `measure.result`, from the first token's and a few others'."""
+    times, started = [], time.perf_counter()
+    for _ in generate(scorer, prompt, max_tokens=1 + DECODED, seed=0):
+        times.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    each = statistics.median(times[1:] or times)
+    timed = min(timed_tokens(context), max(2 * WARM_UP, DECODE_SECONDS / each))
+    return 2 * times[0] + (sampled_tokens(1000 * each) + timed) * each

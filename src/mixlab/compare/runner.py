@@ -5,15 +5,19 @@ from __future__ import annotations
 import datetime
 import io
 import re
+import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from mixlab.compare.budget import Speed, fit, overshoot, speed_of
 from mixlab.compare.child import Signals, run_job
+from mixlab.compare.evaluated import evaluated
 from mixlab.compare.fairness import unequal
 from mixlab.compare.folder import ComparisonFolder
-from mixlab.compare.plan import Entry, Plan, make_plan
+from mixlab.compare.plan import Entry, Limits, Plan, make_plan
 from mixlab.compare.request import Request
 from mixlab.compare.terms import agree
 from mixlab.compare.timing import judge
@@ -47,7 +51,8 @@ def compare(
     stdin: the text that the source '-' stands for; read from standard input if absent.
 
     progress: called with the lines of each run's metrics.jsonl as they are written, and with
-        {"kind": "plan", "steps", "counted"}: what is to come; whether each run is an n-gram's
+        {"kind": "plan", "steps", "counted", ...}: what is to come, see `Plan.work`; whether each run is an
+            n-gram's
         {"kind": "run", "index", "runs", "model", "seed", "counted", "status"}: a run begins ("begun",
             "resumed") or is over ("kept", "done", "failed" with a "reason")
         {"kind": "prepare", ...}: how far a long text is read and encoded, see `mixlab.data.corpus.Progress`
@@ -78,6 +83,7 @@ class _Comparison:
         from mixlab.data import prepare
         from mixlab.train import machine, threads
 
+        self.started = time.monotonic()
         self.request, self.folder, self.command, self.progress = request, folder, command, progress
         self.said: set[str] = set()
         self.dataset = prepare(request.data, context=request.context, notes=self.note, progress=progress)
@@ -85,6 +91,7 @@ class _Comparison:
         with threads.using(self.terms.here.threads):
             self.environment = machine.environment(machine.measure(self.terms.here.device))
         self.results: dict[str, dict[str, Any]] = {}
+        self.continued = False  # whether an earlier command did a part of it
 
     def note(self, message: str) -> None:
         """Tell a person something, once."""
@@ -97,11 +104,12 @@ class _Comparison:
             self.plan = self.make_plan(signals)
             self.folder.begin(self.plan, self.dataset.facts)
             counted = [entry.counted for entry in self.plan.entries]
-            self.progress({"kind": "plan", "steps": self.plan.steps, "counted": counted})
+            self.progress({"kind": "plan", **self.plan.work(self.dataset), "counted": counted})
             for index, entry in enumerate(self.plan.entries, 1):
                 self.one(index, entry, signals)
                 comparison = self.assemble()
                 self.folder.write(comparison)
+            self.tell_overshoot()
         return comparison
 
     def make_plan(self, signals: Signals) -> Plan:
@@ -111,10 +119,11 @@ class _Comparison:
             return self.plan_for(steps)
         budget = (self.folder.saved_plan() or {}).get("budget", {})
         if budget.get("minutes") == self.request.minutes:
-            return self.plan_for(budget["steps"])
+            limits = Limits(**{key: budget[key] for key in asdict(Limits())})
+            return self.plan_for(budget["steps"], limits)
         return self.probed(self.plan_for(1), signals)
 
-    def plan_for(self, steps: int) -> Plan:
+    def plan_for(self, steps: int, limits: Limits | None = None) -> Plan:
         """The plan of so many steps on this text."""
         return make_plan(
             self.request,
@@ -122,29 +131,37 @@ class _Comparison:
             steps=steps,
             train_tokens=self.dataset.facts["train_tokens"],
             terms=self.terms,
+            limits=limits or Limits(),
         )
 
     def probed(self, plan: Plan, signals: Signals) -> Plan:
         """The plan with the steps that fit into the minutes, by a few steps of each model."""
-        from mixlab.compare.probe import steps_for
-
-        assert self.request.minutes is not None
-        speeds: dict[str, float] = {}
-        by_model: dict[str, float] = {}
-        self.note(f"measuring each model's speed, to fit {self.request.minutes:g} minutes")
-        for entry in plan.entries:
-            if entry.name not in by_model and not entry.problem:
-                last = self.work(entry, signals, {"kind": "probe"})
-                if last["kind"] == "speed":
-                    by_model[entry.name] = last["tokens_per_second"]
-            if entry.name in by_model:  # one that fails here will fail again, with its reason, when it is run
-                speeds[entry.label] = by_model[entry.name]
+        minutes = self.request.minutes
+        assert minutes is not None
+        speeds: dict[str, Speed] = {}
+        by_config: dict[str, Speed] = {}
+        self.note(f"measuring each model's speed, to fit {minutes:g} minutes")
+        with tempfile.TemporaryDirectory() as nowhere:
+            for entry in plan.entries:
+                name, started = entry.config.name, time.monotonic()
+                if name not in by_config and not entry.problem:
+                    last = self.work(entry, signals, {"kind": "probe"}, log=Path(nowhere, f"{name}.log"))
+                    if last["kind"] == "speed":
+                        by_config[name] = speed_of(last, time.monotonic() - started)
+                if name in by_config:  # one that fails here will fail again, with its reason, when it is run
+                    speeds[entry.label] = by_config[name]
         facts = self.dataset.facts
-        steps = steps_for(
-            self.request.minutes, plan, speeds, train=facts["train_tokens"], valid=facts["valid_tokens"]
+        spent = time.monotonic() - self.started
+        train, valid = facts["train_tokens"], facts["valid_tokens"]
+        found = fit(minutes, spent, plan, speeds, train=train, valid=valid)
+        plan = self.plan_for(found.steps, found.limits)
+        neural = [entry for entry in plan.entries if not entry.counted]
+        if neural:
+            self.note(f"each neural model gets {plan.tokens:,} tokens ({found.steps:,} steps)")
+        self.note(
+            f"{spent / 60:.1f} of {minutes:g} minutes are over; the runs take about "
+            f"{found.seconds / 60:.1f}, {found.evaluation / 60:.1f} of these for evaluations"
         )
-        plan = self.plan_for(steps)
-        self.note(f"each neural model gets {plan.tokens:,} tokens ({steps:,} steps)")
         return plan
 
     def one(self, index: int, entry: Entry, signals: Signals) -> None:
@@ -160,11 +177,13 @@ class _Comparison:
         result = self.folder.result(entry)
         if result is not None:
             self.results[entry.label] = result | entry.facts()
+            self.continued = True
             self.progress({**facts, "status": "kept"})
             return
         reason = entry.problem
         if not reason:
             resume = self.folder.prepare_run(entry)
+            self.continued |= resume
             self.progress({**facts, "status": "resumed" if resume else "begun"})
             last = self.work(entry, signals, {"kind": "run", "resume": resume})
             reason = last.get("reason", "")
@@ -176,8 +195,8 @@ class _Comparison:
         self.results[entry.label] = result | entry.facts()
         self.progress({**facts, "status": result["status"], "reason": result["reason"]})
 
-    def work(self, entry: Entry, signals: Signals, job: Line) -> Line:
-        """Have a worker do the job; Stopped if a signal came."""
+    def work(self, entry: Entry, signals: Signals, job: Line, log: Path | None = None) -> Line:
+        """Have a worker do the job; Stopped if a signal came. log: for its stderr, by default the run's."""
         from mixlab.decode.samples import prompt_of
 
         request, valid = self.request, self.dataset.valid
@@ -190,7 +209,7 @@ class _Comparison:
             "prompt": prompt_of(valid, self.dataset.tokenizer),
             "decode_from": [int(token) for token in valid.tokens[: request.context]],
         }
-        log = self.folder.log(entry)
+        log = log or self.folder.log(entry)
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             last = run_job(job, log=log, signals=signals, progress=self.pass_on, workers=self.workers)
@@ -202,6 +221,12 @@ class _Comparison:
                 "done, and the same command goes on from there"
             )
         return last
+
+    def tell_overshoot(self) -> None:
+        """Say so if this command did all of it and took longer than it was asked to."""
+        minutes, seconds = self.request.minutes, time.monotonic() - self.started
+        if minutes is not None and not self.continued and (sentence := overshoot(minutes, seconds)):
+            self.note(sentence)
 
     def pass_on(self, line: Line) -> None:
         """A worker's line; each worker reads the same text and would say the same of it."""
@@ -233,6 +258,7 @@ class _Comparison:
             "budget": {**self.plan.budget(), "unequal": different},
             **swept,
             "timing": timing,
+            "evaluation": evaluated(results, self.dataset.facts),
             "results": results,
         }
 

@@ -7,7 +7,7 @@ metrics.jsonl, notes, and at last one of
     {"kind": "result"}                      RUN/result.json is written
     {"kind": "stopped"}                     saved and stopped, as a signal asked for
     {"kind": "failed", "reason": ...}       one sentence; a traceback, if there is one, is on stderr
-    {"kind": "speed", "tokens_per_second"}  of a job that only probes
+    {"kind": "speed", ...}                  of a job that only measures one, see `mixlab.compare.probe.speed`
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def work(job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
 def _do(config: Any, job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     if job["kind"] == "probe":
-        from mixlab.compare.probe import tokens_per_second
+        from mixlab.compare.probe import speed
 
-        return {"kind": "speed", "tokens_per_second": tokens_per_second(config)}
+        return {"kind": "speed", **speed(config, context=job["context"])}
     return _run(config, Path(job["run"]), job, channel)
 
 
@@ -119,6 +119,7 @@ def _run(config: Any, run: Path, job: Mapping[str, Any], channel: Channel) -> di
         decode_from=job["decode_from"],
         peak_memory=measure.peak_memory_bytes(),
         product_flops=timing.product_flops(),
+        report=channel,
     )
     with disk_errors(f"to {run}"):
         write_text(run / RESULT, json.dumps(strict(result), allow_nan=False) + "\n")

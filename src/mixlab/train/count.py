@@ -76,9 +76,11 @@ def count(
             log.write({**begun, "changes": changes})
 
         def progress(scored: int, total: int) -> None:
-            report({"kind": "evaluating", "step": 1, "full": True, "scored": scored, "total": total})
+            report({"kind": "evaluating", **totals, "full": True, "scored": scored, "total": total})
 
+        clock.lap()
         found = evaluate(model, dataset.valid, context=CONTEXT, dtype="float32", progress=progress)
+        took = clock.lap()
         end = {
             "kind": "end",
             **totals,
@@ -94,7 +96,7 @@ def count(
             "peak_memory_bytes": machine.peak_memory_bytes(machine.CPU),
             "checkpoint": str(saved),
         }
-        for line in ({"kind": "eval", **totals, **found.line(), "full": True}, end):
+        for line in ({"kind": "eval", **totals, **found.line(), "full": True, "took": took}, end):
             log.write(line)
             report(line)
         log.close()

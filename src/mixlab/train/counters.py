@@ -30,6 +30,16 @@ class Counters:
         """The totals that a line of the record has."""
         return cls(step=line["step"], tokens=line["tokens"], seconds=line["seconds"], flops=line["flops"])
 
+    def totals(self, kind: str) -> dict[str, Any]:
+        """The fields that every line of the record has."""
+        return {
+            "kind": kind,
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "flops": self.flops,
+        }
+
     def progress(self, config: TrainConfig) -> float:
         """Fraction of the run's length that is done; 1 or more is the end."""
         return config.progress(steps=self.step, tokens=self.tokens, seconds=self.seconds, flops=self.flops)

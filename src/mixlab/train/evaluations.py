@@ -71,11 +71,12 @@ class Evaluations:
     ) -> Line:
         """Score the text, or the sample of it that is due; what the record says. Raises as `evaluate` does.
 
-        report: called with {"kind": "evaluating", "step", "scored", "total", "full"} after each batch.
+        report: called after each batch with {"kind": "evaluating", "scored", "total", "full", and the totals
+            of training}.
         """
 
         def progress(scored: int, total: int) -> None:
-            report({"kind": "evaluating", "step": done.step, "scored": scored, "total": total, "full": full})
+            report({**done.totals("evaluating"), "scored": scored, "total": total, "full": full})
 
         full, started = self.full(done), time.perf_counter()
         text = self.text if full else self.sample
@@ -83,16 +84,18 @@ class Evaluations:
         seconds = time.perf_counter() - started
         self.seconds += seconds
         self._pace = seconds / found.tokens
-        return {**found.line(), "full": full}
+        return {**found.line(), "full": full, "took": seconds}
 
     def plan(self) -> Line:
         """What the rest of a run will score, for whoever tells how long it takes: tokens of the full measure
-        and of the sample, and when: `marks` of the length, or `every` N steps."""
+        and of the sample; when: `marks` of the length, or `every` N steps; and at most which `share` of the
+        training time before the last, None for any."""
         return {
             "full": scored_tokens(self.text, self.context),
             "sample": scored_tokens(self.sample, self.context),
             "marks": self.marks,
             "every": 0 if self.marks else self.config.eval_every,
+            "share": SHARE if self.config.horizon == "minutes" else None,
         }
 
     def _scheduled(self, step: int, fraction: float, last: Line | None) -> bool:

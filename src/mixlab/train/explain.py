@@ -10,7 +10,7 @@ from mixlab.errors import UserError
 from mixlab.model.language_model import build_model
 from mixlab.train import kinds, randomness
 from mixlab.train.config import ROLES, RunConfig, TrainConfig
-from mixlab.train.evaluations import SHARE, Evaluations
+from mixlab.train.evaluations import Evaluations
 from mixlab.train.folder import resolve
 from mixlab.train.optimizers import Optimizers
 
@@ -20,7 +20,7 @@ def explain(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
 
     Each group: role, optimizer, tensors, parameters (numbers in all), lr (peak), lr_scale, decay, names.
     length: steps, tokens, epochs, flops and tokens_per_parameter, or minutes, from which none follows.
-    evaluations: see `Evaluations.plan`, with the whole validation text's tokens and the share of the time.
+    evaluations: see `Evaluations.plan`; "of" how many validation tokens.
     besides: what else changes the loss or the weights, 0 or false where it is off.
     Writes nothing. UserError for an n-gram.
     """
@@ -83,11 +83,8 @@ def explain(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 def _evaluations(train: TrainConfig, dataset: Dataset, context: int) -> dict[str, Any]:
-    """When the validation text is scored, and how many tokens of it: at most `share` of the time before the
-    last, where the length is in minutes."""
-    plan = Evaluations(train, dataset, context).plan()
-    share = SHARE if train.horizon == "minutes" and (plan["every"] or plan["marks"]) else None
-    return {**plan, "of": dataset.facts["valid_tokens"], "share": share}
+    """When the validation text is scored, and how many tokens of how many."""
+    return {**Evaluations(train, dataset, context).plan(), "of": dataset.facts["valid_tokens"]}
 
 
 def _length(train: TrainConfig, step_tokens: int, work: float, epoch: int, parameters: int) -> dict[str, Any]:

@@ -311,14 +311,7 @@ class Trainer:
 
     def totals(self, kind: str) -> Line:
         """The fields that every line has."""
-        done = self.done
-        return {
-            "kind": kind,
-            "step": done.step,
-            "tokens": done.tokens,
-            "seconds": done.seconds,
-            "flops": done.flops,
-        }
+        return self.done.totals(kind)
 
     def summary(self, status: str, message: str) -> Line:
         """The record's last line."""

@@ -46,6 +46,7 @@ kind "eval":
     nats_per_token, perplexity
     scored               tokens of the validation text that were scored
     full                 false for the sample of `train.eval_tokens`, which is compared with no full measure
+    took                 seconds of this evaluation
     loss_by_position     mean nats of the tokens after 1, 2, ... tokens of context
 
 kind "config", where a run was resumed with another config by force, on another device or with other threads:
@@ -72,6 +73,7 @@ Line = dict[str, Any]
 
 TIMES = (
     "seconds", "tokens_per_second", "flops_per_second", "peak_fraction", "memory_bytes", "peak_memory_bytes",
+    "took",
 )  # fmt: skip
 """The keys whose values come from a clock or the process: all that differs between two runs of the same
 steps."""

@@ -58,20 +58,26 @@ class Run:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"the model cannot be put on device '{device}': {reason}") from None
 
-    def evaluate(self, text: TokenFile, scorer: LanguageModel | NGram | None = None) -> Evaluation:
+    def evaluate(
+        self,
+        text: TokenFile,
+        scorer: LanguageModel | NGram | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Evaluation:
         """How well the checkpoint predicts a text, scored as its training scores the validation text.
 
         That is with the run's context, `train.dtype`, `train.threads` and `train.device`, as far as this
         machine has them: of the same text it gives the same numbers on the same machine. scorer: the model,
-        where it is loaded already.
+        where it is loaded already. progress: see `mixlab.train.evaluate.evaluate`.
         """
         text = replace(text, apart=self.config.data.packing == "documents")
         if self.config.model is None:
-            return evaluate(scorer or self.load(), text, context=self.context, dtype="float32")
+            scorer = scorer or self.load()
+            return evaluate(scorer, text, context=self.context, dtype="float32", progress=progress)
         train = self.config.train
         scorer = scorer or self.load(auto.usable(train.device))
         with threads.using(min(train.threads, machine.usable_cores())):
-            return evaluate(scorer, text, context=self.context, dtype=train.dtype)
+            return evaluate(scorer, text, context=self.context, dtype=train.dtype, progress=progress)
 
 
 def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:

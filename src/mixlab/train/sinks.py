@@ -48,7 +48,7 @@ STOPPED_PATIENCE = 5.0
 PREFIXES = {"step": "train", "eval": "valid", "watch": "watch"}
 """Kind of a line -> what its numbers are filed under."""
 
-UNPLOTTED = ("kind", "step", "warnings", "loss_by_position", "scored", "full")
+UNPLOTTED = ("kind", "step", "warnings", "loss_by_position", "scored", "full", "took")
 
 
 class Sinks:
