@@ -153,3 +153,12 @@ def test_a_comparison_begins_each_run_afresh(monkeypatch: pytest.MonkeyPatch) ->
         progress({**run, "index": 2, "model": "lstm", "status": "begun"})
         (bar,) = rendered(progress.live, 80)
         assert bar.startswith("2/2 lstm") and bar.endswith("50%")
+
+
+def test_a_long_evaluation_is_in_view_until_it_is_over() -> None:
+    view = filled()
+    view.take({"kind": "evaluating", "step": 40, "scored": 300, "total": 2400}, 0.5, "0:40 left")
+    bar, _, facts, *_ = rendered(view, 80)
+    assert bar.endswith("50%  0:40 left") and facts.startswith("step 40  evaluating 12%  ")
+    view.take({"kind": "eval", "step": 40, "bits_per_byte": 2.25}, 0.5, "0:30 left")
+    assert "evaluating" not in " ".join(rendered(view, 80))

@@ -73,6 +73,52 @@ def test_the_interval_is_explained_only_where_there_is_one() -> None:
     assert "over 2 seeds" in footnotes({"results": [*one, result("a", 1, 2.1)], "budget": budget})[0]
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        (
+            {"tokens_scored": 319_069, "valid_tokens": 319_069},
+            "bits/byte on the whole validation text, lower",
+        ),
+        (
+            {"tokens_scored": 400_000, "valid_tokens": 30_000_000},
+            "bits/byte on 400k of 30.0M validation tokens, the same for all, lower",
+        ),
+        ({"tokens_scored": None, "valid_tokens": 30_000_000}, "bits/byte on the validation text, lower"),
+    ],
+)
+def test_the_table_says_on_how_much_text_it_rests(evaluation: dict[str, Any], said: str) -> None:
+    comparison = {
+        "results": [result("a", 0, 2.0), result("b", 0, 2.0)],
+        "budget": {"context": 256, "unequal": []},
+        "evaluation": evaluation,
+    }
+    assert footnotes(comparison)[0].startswith(said)
+
+
+def test_a_runs_evaluations_move_the_whole_too() -> None:
+    stream = io.StringIO()
+    progress = ComparisonProgress(stream=stream, now=lambda: 0.0)
+    run = {"kind": "run", "runs": 2, "seed": 0, "status": "begun"}
+    step = {"kind": "step", "step": 10, "loss": 2.0, "tokens_per_second": 1000.0}
+    with progress:
+        work = {"step_tokens": 100, "scored": 1000, "full": 600}  # 3 * 10 * 100 forwards, and 1000
+        progress({"kind": "plan", "steps": 10, **work, "counted": [True, False]})
+        progress(run | {"index": 1, "model": "ngram", "counted": True})
+        progress({"kind": "evaluating", "step": 1, "scored": 300, "total": 600})
+        assert progress.done == pytest.approx(0.75 * 0.3 / 1.3)
+        progress(run | {"index": 1, "model": "ngram", "counted": True, "status": "done"})
+        progress(run | {"index": 2, "model": "a", "counted": False})
+        progress(step)
+        assert progress.done == pytest.approx((0.3 + 0.75) / 1.3)
+        progress({"kind": "evaluating", "step": 10, "scored": 100, "total": 400})
+        assert progress.done == pytest.approx((0.3 + 0.775) / 1.3)
+        progress({"kind": "eval", "step": 10, "scored": 400, "bits_per_byte": 2.5})
+        assert progress.done == pytest.approx((0.3 + 0.85) / 1.3)
+        progress({"kind": "evaluating", "step": 10, "scored": 600, "total": 600})
+        assert progress.done == 1.0
+
+
 def test_progress_is_of_the_whole_comparison() -> None:
     clock = iter(range(1_000))
     stream = io.StringIO()

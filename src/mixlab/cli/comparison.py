@@ -207,10 +207,23 @@ def footnotes(comparison: Mapping[str, Any]) -> list[str]:
     seeds = max(by_model.values(), default=0)
     interval = f"; ± is half of the 95% interval of the mean over {seeds} seeds" if seeds > 1 else ""
     return [
-        f"bits/byte on the whole validation text, lower is better{interval}; state after {budget['context']} "
+        f"bits/byte on {scored_on(comparison)}, lower is better{interval}; state after {budget['context']} "
         "tokens; FLOPs of a forward; memory is the whole process's peak, Python and PyTorch included.",
         *budget["unequal"],
     ]
+
+
+def scored_on(comparison: Mapping[str, Any]) -> str:
+    """On what the losses were measured, by the results."""
+    evaluation = comparison.get("evaluation") or {}
+    scored, whole = evaluation.get("tokens_scored"), evaluation.get("valid_tokens")
+    if scored is None or whole is None:
+        return "the validation text"
+    if scored == whole:
+        return "the whole validation text"
+    several = sum(result["status"] == "done" for result in comparison["results"]) > 1
+    same = ", the same for all" if several else ""
+    return f"{short(scored)} of {short(whole)} validation tokens{same}"
 
 
 def print_bands(verdicts: Sequence[Verdict]) -> None:
