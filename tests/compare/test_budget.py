@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 import pytest
 
 from mixlab.compare.budget import EVALUATION_SHARE, LEAST_STEPS, Fit, Speed, fit, overshoot
 from mixlab.compare.evaluated import evaluated
-from mixlab.compare.plan import EVALUATIONS, Limits, make_plan
+from mixlab.compare.plan import EVALUATIONS, Entry, Limits, Plan, make_plan
 from mixlab.compare.request import Request
 from mixlab.data.config import DataConfig
 from mixlab.errors import UserError
@@ -23,10 +24,17 @@ LONG = {"train": 270_000_000, "valid": 30_000_000}
 SHORT = {"train": 900_000, "valid": 6_000}
 
 
+@cache
+def solved(models: tuple[str, ...], train: int) -> tuple[Entry, ...]:
+    request = Request(models=models, params=20_000, minutes=1.0, context=32, batch_size=4)
+    return make_plan(request.validate(), vocab_size=256, steps=1, train_tokens=train).entries
+
+
 def planned(minutes: float, text: dict[str, int], *, spent: float = 20.0, **changed: Any) -> Fit:
     models = changed.pop("models", tuple(SPEEDS))
     request = Request(models=models, params=60_000, minutes=minutes, context=32, batch_size=4, **changed)
-    plan = make_plan(request.validate(), vocab_size=256, steps=1, train_tokens=text["train"])
+    entries = solved(models, text["train"])
+    plan = Plan(request=request.validate(), steps=1, entries=entries)
     speeds = {entry.label: SPEEDS[entry.config.name] for entry in plan.entries}
     return fit(minutes, spent, plan, speeds, **text)
 

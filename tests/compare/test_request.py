@@ -139,3 +139,11 @@ def test_what_is_wrong_in_a_preset_file_names_the_file(tmp_path) -> None:
     file.write_text("[model]\ntemporal = 'gru'\nposition = 'none'\n[train]\nseed = -1\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"mine\.toml: train\.seed must be"):
         plan_of(models=(str(file),))
+
+
+def test_what_changes_no_speed_is_measured_once() -> None:
+    entries = plan_of(
+        models=("ngram", "rnn", "gru"), seeds=2, grid=("train.optimizer.lr=0.1,0.2", "model.depth=1,2")
+    ).entries
+    assert len(entries) == 2 + 2 * 4 * 2
+    assert len({entry.equally_fast() for entry in entries}) == 1 + 2 * 2

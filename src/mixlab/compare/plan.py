@@ -17,7 +17,7 @@ from mixlab.errors import UserError
 from mixlab.model.config import ModelConfig
 from mixlab.model.ngram import Drawn
 from mixlab.train.auto import fill
-from mixlab.train.config import HORIZONS, RunConfig
+from mixlab.train.config import HORIZONS, RunConfig, ScheduleConfig
 
 if TYPE_CHECKING:
     from mixlab.data import Dataset
@@ -70,6 +70,17 @@ class Entry:
     def counted(self) -> bool:
         """Whether it is an n-gram: no steps, no seeds."""
         return self.config.model is None
+
+    def equally_fast(self) -> str:
+        """The same for entries that take the same time: their seed, learning rate and schedule may differ,
+        and how much an n-gram counts."""
+        config = replace(self.config, name="any")
+        if config.ngram is not None:
+            config = replace(config, ngram=replace(config.ngram, drawn=None))
+        train = config.train
+        optimizer = replace(train.optimizer, lr=1.0)
+        config = replace(config, train=replace(train, seed=0, optimizer=optimizer, schedule=ScheduleConfig()))
+        return json.dumps(to_mapping(config), sort_keys=True)
 
     def facts(self) -> dict[str, Any]:
         """What a result says of its run, whenever that was made."""

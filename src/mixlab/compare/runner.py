@@ -143,13 +143,13 @@ class _Comparison:
         self.note(f"measuring each model's speed, to fit {minutes:g} minutes")
         with tempfile.TemporaryDirectory() as nowhere:
             for entry in plan.entries:
-                name, started = entry.config.name, time.monotonic()
-                if name not in by_config and not entry.problem:
-                    last = self.work(entry, signals, {"kind": "probe"}, log=Path(nowhere, f"{name}.log"))
+                same, started = entry.equally_fast(), time.monotonic()
+                if same not in by_config and not entry.problem:
+                    last = self.work(entry, signals, {"kind": "probe"}, log=Path(nowhere, "log"))
                     if last["kind"] == "speed":
-                        by_config[name] = speed_of(last, time.monotonic() - started)
-                if name in by_config:  # one that fails here will fail again, with its reason, when it is run
-                    speeds[entry.label] = by_config[name]
+                        by_config[same] = speed_of(last, time.monotonic() - started)
+                if same in by_config:  # one that fails here will fail again, with its reason, when it is run
+                    speeds[entry.label] = by_config[same]
         facts = self.dataset.facts
         spent = time.monotonic() - self.started
         train, valid = facts["train_tokens"], facts["valid_tokens"]
