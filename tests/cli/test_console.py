@@ -97,6 +97,9 @@ def test_numbers_are_short_and_right() -> None:
     values = {0: "0", 950: "950", 12_345: "12.3k", 3_950_000: "4.0M", 379e9: "379G", 2.5e12: "2.5T"}
     assert {value: short(value) for value in values} == values
     assert [clock(s) for s in (0, 59.6, 61, 3725, -3)] == ["0:00", "1:00", "1:01", "1:02:05", "0:00"]
+    day = 24 * 3600
+    long = [clock(s) for s in (99 * 3600, 10.25 * day, 800 * day, 1e300, float("inf"), float("nan"))]
+    assert long == ["99:00:00", "10.2 days", "2.2 years", *["more than 10 years"] * 3]
     assert [list(powers(n)) for n in (0, 1, 5, 8)] == [[], [1], [1, 2, 4, 5], [1, 2, 4, 8]]
 
 

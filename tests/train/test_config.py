@@ -25,6 +25,15 @@ def test_a_horizon_is_given_exactly_once(horizon):
         ("minutes", {"steps": None, "minutes": -1.0}),
         ("epochs", {"steps": None, "epochs": 0.0}),
         ("flops", {"steps": None, "flops": float("inf")}),
+        ("steps", {"steps": 10**11}),
+        ("tokens", {"steps": None, "tokens": 10**16}),
+        ("epochs", {"steps": None, "epochs": 1e300}),
+        ("minutes", {"steps": None, "minutes": 1e9}),
+        ("flops", {"steps": None, "flops": 1e40}),
+        ("batch_tokens", {"batch_tokens": 10**12}),
+        ("threads", {"threads": -1}),
+        ("threads", {"threads": 10**6}),
+        ("device", {"device": "tpu"}),
         ("seed", {"seed": -1}),
         ("batch_tokens", {"batch_tokens": 0}),
         ("accumulate", {"accumulate": 0}),
@@ -35,6 +44,7 @@ def test_a_horizon_is_given_exactly_once(horizon):
         ("dtype", {"dtype": "bfloat"}),
         ("optimizer.lr", {"optimizer": OptimizerConfig(lr=0.0)}),
         ("optimizer.lr", {"optimizer": OptimizerConfig(lr=float("inf"))}),
+        ("optimizer.lr", {"optimizer": OptimizerConfig(lr=1e6)}),
         ("optimizer.kind", {"optimizer": OptimizerConfig(kind="adamW")}),
         ("optimizer.betas", {"optimizer": OptimizerConfig(betas=(0.9, 1.0))}),
         ("optimizer.clip", {"optimizer": OptimizerConfig(clip=-1.0)}),
@@ -49,6 +59,14 @@ def test_a_horizon_is_given_exactly_once(horizon):
 def test_a_value_that_cannot_work_is_named(key, changes):
     with pytest.raises(UserError, match=key.replace(".", r"\.")):
         replace(TrainConfig(steps=10), **changes).validate()
+
+
+def test_epochs_of_a_text_are_no_more_than_its_tokens_may_be():
+    assert TrainConfig(epochs=2.5).for_text(100).tokens == 250
+    with pytest.raises(
+        UserError, match=r"train\.epochs must be at most 1e\+04, 1e\+15 tokens of this text, got"
+    ):
+        TrainConfig(epochs=2e4).for_text(10**11)
 
 
 def test_what_averages_takes_no_schedule_that_falls():

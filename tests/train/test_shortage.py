@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from mixlab.errors import RunFailed
+from mixlab.errors import RunFailed, UserError
+from mixlab.model.language_model import build_model
 from mixlab.train import shortage
 from mixlab.train.config import CheckpointConfig
 from mixlab.train.loop import train
@@ -106,6 +108,16 @@ def test_an_update_that_does_not_fit_is_not_tried_again(whole, tmp_path, monkeyp
     monkeypatch.setattr("mixlab.train.optimizers.Optimizers.step", full)
     with pytest.raises(RunFailed, match=r"out of memory in the optimizer's update at step 1"):
         train(whole, tmp_path / "run", progress=quiet)
+
+
+def test_a_model_larger_than_the_free_memory_is_refused_before_it_is_built(whole, tmp_path, monkeypatch):
+    parameters = sum(p.numel() for p in build_model(replace(whole.model, vocab_size=19)).parameters())
+    monkeypatch.setattr(shortage, "free_memory", lambda: 8 * parameters - 1)
+    with pytest.raises(UserError, match=rf"a model of {parameters:,} parameters takes .* choose a smaller"):
+        train(whole, tmp_path / "run", progress=quiet)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(shortage, "free_memory", lambda: 8 * parameters)
+    train(with_train(whole, steps=1, eval_every=0), tmp_path / "run", progress=quiet)
 
 
 def test_other_errors_are_not_taken_for_it(whole, tmp_path, monkeypatch):

@@ -54,8 +54,17 @@ def evaluating(line: Mapping[str, Any]) -> str:
     return f"evaluating {line['scored'] / line['total']:.0%}"
 
 
+LONGEST_CLOCK, DAY, YEAR = 100 * 3600.0, 24 * 3600.0, 365.25 * 24 * 3600.0
+
+
 def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Seconds as m:ss or h:mm:ss, from 100 hours on in days and years, of which ten are the most."""
+    if not seconds < 10 * YEAR:
+        return "more than 10 years"
+    if seconds >= YEAR:
+        return f"{seconds / YEAR:.1f} years"
+    if seconds >= LONGEST_CLOCK:
+        return f"{seconds / DAY:.1f} days"
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -20,6 +20,9 @@ DEFAULT_TOKENS = 160 * DEFAULT_BATCH * 256
 """Fixed, not minutes, so that anyone's default run gives the same losses; 160 steps of each model, with all
 that is measured, take about two minutes on two recent cores."""
 
+MOST = {"params": 10**12, "context": 1 << 24, "batch_size": 1 << 20, "seeds": 1000}
+"""What is taken for a slip beyond."""
+
 OWNED = {
     "model.dim": "the parameter budget chooses it (--budget)",
     "model.context": "use --context",
@@ -60,9 +63,15 @@ class Request:
 
     def validate(self) -> Request:
         """Return self with its models spelled out and a horizon; UserError for what cannot be done."""
+        from mixlab.train.config import LONGEST
+
         for key in ("params", "context", "batch_size", "seeds"):
             if getattr(self, key) < 1:
                 raise UserError(f"--{key.replace('_', '-')} must be at least 1, got {getattr(self, key)}")
+            if getattr(self, key) > MOST[key]:
+                raise UserError(
+                    f"--{key.replace('_', '-')} must be at most {MOST[key]:,}, got {getattr(self, key):,}"
+                )
         given = [key for key in ("steps", "tokens", "minutes") if getattr(self, key) is not None]
         if len(given) > 1:
             raise UserError(f"give one of {' and '.join(f'--{key}' for key in given)}, not both")
@@ -70,6 +79,8 @@ class Request:
             value = getattr(self, key)
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"--{key} must be more than 0, got {value}")
+            if value > LONGEST[key]:
+                raise UserError(f"--{key} must be at most {LONGEST[key]:g}, got {value:g}")
         for override in self.overrides:
             key = override.partition("=")[0].strip()
             if key in OWNED:

@@ -19,6 +19,13 @@ PER_BLOCK: tuple[Kind, ...] = ("temporal", "feature")
 PER_MODEL: tuple[Kind, ...] = ("position", "norm")
 
 
+LARGEST = {"vocab_size": 1 << 24, "dim": 1 << 17, "depth": 1 << 12, "context": 1 << 24}
+"""Key -> several times what any model has by 2026: more is taken for a slip."""
+
+MOST_WIDENING = 256
+"""Widths further apart than 64 and 16384 are no use of muP."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A language model. The defaults are the block of Llama at a size that trains on a laptop.
@@ -56,15 +63,23 @@ class ModelConfig:
 
     def validate(self) -> ModelConfig:
         """Return self; raises UserError naming the key that is out of range or the part that is unknown."""
-        for key in ("vocab_size", "dim", "depth", "context"):
+        for key, most in LARGEST.items():
             if getattr(self, key) < 1:
                 raise UserError(f"model.{key} must be at least 1, got {getattr(self, key)}")
+            if getattr(self, key) > most:
+                raise UserError(f"model.{key} must be at most {most:,}, got {getattr(self, key):,}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
         if self.logit_softcap < 0:
             raise UserError(f"model.logit_softcap must be 0 (off) or positive, got {self.logit_softcap}")
         if self.mup_base_dim < 0:
             raise UserError(f"model.mup_base_dim must be 0 (off) or a width, got {self.mup_base_dim}")
+        if self.mup_base_dim and not 1 / MOST_WIDENING <= self.dim / self.mup_base_dim <= MOST_WIDENING:
+            raise UserError(
+                f"model.mup_base_dim is {self.mup_base_dim:,} at a model.dim of {self.dim:,}: learning rates "
+                f"carry over to another width, not to one {MOST_WIDENING} times as wide or narrow; give the "
+                "width that they were tuned at, or 0 (off)"
+            )
         for kind in PER_BLOCK:
             self.pattern(kind)
         for kind in PER_MODEL:

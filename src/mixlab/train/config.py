@@ -23,7 +23,15 @@ SCHEDULES = ("cosine", "linear", "wsd", "constant", "onecycle")
 SINKS = ("tensorboard", "wandb", "trackio")
 DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
-MOST_THREADS = 4096
+LONGEST = {"steps": 1e10, "tokens": 1e15, "epochs": 1e6, "minutes": 10 * 365.25 * 24 * 60, "flops": 1e27}
+"""Horizon -> what is taken for a slip beyond: ten years, ten times the largest trainings known by 2026."""
+
+MOST_RATE = 1e4
+"""A range test ends at 10; more serves nobody but tests of divergence."""
+
+MOST_BATCH, MOST_THREADS = 1 << 28, 4096
+"""Of tokens, ten times the largest batches in use; and of threads, more than any machine has cores."""
+
 HORIZONS = ("steps", "tokens", "epochs", "minutes", "flops")
 
 
@@ -84,7 +92,8 @@ class OptimizerConfig:
         """Return self; UserError for a kind that is none and for a value that no optimizer can use."""
         where = "train.optimizer"
         kind = kinds.find(self.kind)
-        _require(0 < self.lr < math.inf, f"{where}.lr", self.lr, "a positive number")
+        fits = 0 < self.lr <= MOST_RATE
+        _require(fits, f"{where}.lr", self.lr, f"a positive number, at most {MOST_RATE:g}")
         _require(0 <= self.clip < math.inf, f"{where}.clip", self.clip, "0 (off) or positive")
         for key in ("weight_decay", "betas", "eps", "momentum"):
             if getattr(self, key) is not None and key not in kind.takes:
@@ -250,7 +259,12 @@ class TrainConfig:
 
     def for_text(self, tokens: int) -> TrainConfig:
         """The same with epochs as tokens of a training text that has so many."""
-        return self if self.epochs is None else self.with_horizon(tokens=max(1, round(self.epochs * tokens)))
+        if self.epochs is None:
+            return self
+        number, most = self.epochs * tokens, LONGEST["tokens"]
+        expected = f"at most {most / tokens:.3g}, {most:.0e} tokens of this text"
+        _require(number <= most, "train.epochs", self.epochs, expected)
+        return self.with_horizon(tokens=max(1, round(number)))
 
     def progress(self, *, steps: float, tokens: float, seconds: float, flops: float) -> float:
         """Fraction of the horizon behind a run that has done this much; 1 or more is the end.
@@ -264,11 +278,13 @@ class TrainConfig:
 
     def validate(self) -> TrainConfig:
         """Return self; UserError for the first value, here or below, that cannot work."""
-        length = getattr(self, self.horizon)
-        _require(0 < length < math.inf, f"train.{self.horizon}", length, "a positive number")
+        length, most = getattr(self, self.horizon), LONGEST[self.horizon]
+        fits = 0 < length <= most
+        _require(fits, f"train.{self.horizon}", length, f"a positive number, at most {most:g}")
         # torch takes seeds below 2**64; TOML and JSON agree on integers up to 2**63.
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "a whole number from 0 to 2**63 - 1")
-        _require(self.batch_tokens >= 1, "train.batch_tokens", self.batch_tokens, "at least 1")
+        fits = 1 <= self.batch_tokens <= MOST_BATCH
+        _require(fits, "train.batch_tokens", self.batch_tokens, f"from 1 to {MOST_BATCH:,}")
         _require(self.accumulate >= 1, "train.accumulate", self.accumulate, "at least 1")
         _require(
             self.eval_every >= 0, "train.eval_every", self.eval_every, "0 (at the end) or a number of steps"

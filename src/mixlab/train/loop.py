@@ -19,7 +19,17 @@ from mixlab.data import Dataset, load_tokenizer, prepare
 from mixlab.data.streams import to_give_again
 from mixlab.errors import RunFailed, UserError
 from mixlab.model.language_model import build_model
-from mixlab.train import auto, checkpoint, diagnose, machine, meters, randomness, surroundings, threads
+from mixlab.train import (
+    auto,
+    checkpoint,
+    diagnose,
+    machine,
+    meters,
+    randomness,
+    shortage,
+    surroundings,
+    threads,
+)
 from mixlab.train.advice import Diverged, NotFinite, advice
 from mixlab.train.allocator import keep_freed_memory
 from mixlab.train.average import Average
@@ -150,6 +160,7 @@ class Trainer:
         self.resume_command = f"mixlab train --resume {folder.path}{again}"
         self.device = torch.device(auto.usable(self.config.device))
         self.bfloat16 = resolve_dtype(self.config.dtype, self.device)
+        shortage.check_model(config.model, self.device)
         randomness.seed(self.config.seed)
         self.model = build_model(config.model).to(self.device)
         self.model.recompute = self.config.recompute
