@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -255,6 +256,24 @@ def test_a_finished_comparison_trains_nothing_again(counted: tuple[Path, Path]) 
     comparison = compare(tiny(text, "ngram", overrides=()), out, progress=events.append)
     assert [(e["model"], e["status"]) for e in events if e["kind"] == "run"] == [("ngram", "kept")]
     assert comparison == json.loads((out / "comparison.json").read_text())
+
+
+def test_a_folder_of_an_older_mixlab_that_knew_fewer_keys_is_gone_on_with(
+    counted: tuple[Path, Path], tmp_path: Path
+) -> None:
+    text, out = counted
+    old = tmp_path / "old"
+    shutil.copytree(out, old)
+    plan = json.loads((old / "plan.json").read_text())
+    result = json.loads((old / "runs" / "ngram-seed0" / "result.json").read_text())
+    del plan["machine"], plan["data"]["encoding"]
+    for config in (plan["runs"]["ngram-seed0"], result["config"]):
+        del config["data"]["encoding"], config["train"]["threads"], config["train"]["device"]
+    (old / "plan.json").write_text(json.dumps(plan))
+    (old / "runs" / "ngram-seed0" / "result.json").write_text(json.dumps(result))
+    events: list[dict[str, Any]] = []
+    compare(tiny(text, "ngram", overrides=()), old, progress=events.append)
+    assert [e["status"] for e in events if e["kind"] == "run"] == ["kept"]
 
 
 @pytest.mark.parametrize(

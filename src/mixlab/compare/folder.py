@@ -16,9 +16,11 @@ from typing import Any, BinaryIO
 
 from mixlab.compare.plan import Entry, Plan
 from mixlab.compare.worker import RESULT
-from mixlab.config import to_mapping
+from mixlab.config import parse, to_mapping
+from mixlab.data.config import DataConfig
 from mixlab.data.streams import STDIN, is_stream, opened
 from mixlab.errors import UserError
+from mixlab.train.config import RunConfig
 from mixlab.train.files import disk_errors, hold, write_text
 from mixlab.train.folder import MACHINE, differences
 from mixlab.train.metrics import strict
@@ -97,6 +99,7 @@ class ComparisonFolder:
         new = {"format": FORMAT, **_plain(plan.to_dict()), "corpus": corpus_marks(corpus)}
         saved = self.saved_plan()
         if saved is not None:
+            saved = _as_now(saved) | ({} if "machine" in saved else {"machine": new.get("machine")})
             runs = {label: config for label, config in new["runs"].items() if label in saved["runs"]}
             settings = {key: value for key, value in new.items() if key != "runs"}
             begun = {key: value for key, value in saved.items() if key != "runs"}
@@ -117,9 +120,11 @@ class ComparisonFolder:
             result = json.loads((self.run(entry) / RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+        if not isinstance(result, dict):
+            return None
         config = {entry.label: _plain(to_mapping(entry.config))}
-        same = isinstance(result, dict) and not _differing({entry.label: result.get("config")}, config)
-        return result if same else None
+        made = {entry.label: _written_now(RunConfig, result.get("config"))}
+        return None if _differing(made, config) else result
 
     def prepare_run(self, entry: Entry) -> bool:
         """Whether the run was begun and can be resumed; what a process killed earlier left goes.
@@ -187,10 +192,28 @@ def corpus_marks(corpus: Mapping[str, Any]) -> dict[str, Any]:
     return {key: corpus.get(key) for key in ("sha256", "train_tokens", "valid_sha256", "valid_tokens")}
 
 
+def _as_now(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved plan as this version would have written it: an older one knows fewer keys."""
+    runs = {label: _written_now(RunConfig, config) for label, config in plan["runs"].items()}
+    return {**plan, "runs": runs, "data": _written_now(DataConfig, plan.get("data"))}
+
+
+def _written_now(cls: type, tables: Any) -> Any:
+    """A saved config with the keys that came since, at their defaults; as it is where it is none now."""
+    if not isinstance(tables, Mapping):
+        return tables
+    try:
+        return _plain(to_mapping(parse(cls, tables)))
+    except UserError:
+        return tables
+
+
 def _differing(begun: Mapping[str, Any], runs: Mapping[str, Any]) -> list[str]:
-    """Keys at which the configs of runs differ, but for what another machine may change."""
+    """Keys at which the configs of runs differ, but for what another machine may change, and for a precision
+    that an older mixlab left to each start of a run."""
     found = differences(begun, runs, "runs")
-    return [key for key in found if not key.endswith(MACHINE)]
+    open_then = {key for key, (was, _) in found.items() if key.endswith("train.dtype") and was == "auto"}
+    return [key for key in found if not key.endswith(MACHINE) and key not in open_then]
 
 
 def _plain(value: Any) -> Any:
