@@ -103,6 +103,9 @@ def test_mistakes_are_one_sentence(folder: Path) -> None:
         run.generate("a", max_tokens=-1)
     with pytest.raises(UserError, match="unknown dtype 'float64'"):
         run.generate("a", dtype="float64")
+    for text in (None, 3, b"x", [3]):
+        with pytest.raises(UserError, match="given by its path or a list of paths, not by"):
+            run.evaluate(text)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no file or folder"):
         run.evaluate(folder / "no.txt")
     with pytest.raises(UserError, match="no such run folder"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class UserError(ValueError):
@@ -25,6 +26,13 @@ def nearest(name: str, options: Iterable[str]) -> str:
 def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
     """`unknown("temporal part", "atention", names)`: the error for a name that no registry holds."""
     return UserError(f"unknown {what} '{name}': {nearest(name, options)}")
+
+
+def check_number(what: str, value: object, kind: type = Real) -> None:
+    """UserError unless `value` is a number of `kind`, Real or Integral; a truth value is none."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        wanted = "a whole number" if kind is Integral else "a number"
+        raise UserError(f"{what} must be {wanted}, got {value!r}")
 
 
 def near_divisors(number: int, wanted: int) -> str:

@@ -173,7 +173,9 @@ class OpenedRun:
         from mixlab.data import prepare_single
         from mixlab.data.charsets import DEFAULT
 
-        sources = [text] if isinstance(text, str | os.PathLike) else list(text)
+        sources = [text] if isinstance(text, str | os.PathLike) else text
+        if not (isinstance(sources, Sequence) and all(isinstance(s, str | os.PathLike) for s in sources)):
+            raise UserError(f"a text is given by its path or a list of paths, not by {type(text).__name__}")
         tokens, _ = prepare_single(
             [os.fspath(source) for source in sources],
             self.tokenizer,

@@ -86,10 +86,19 @@ def test_a_prompt_longer_than_the_positions_is_cut_to_its_end() -> None:
         ([1], {"temperature": -1.0}, "temperature -1.0 is out of range"),
         ([1], {"top_k": 0}, "top-k 0"),
         ([1], {"top_p": 2.0}, "top-p 2.0"),
+        ("text", {}, r"a prompt is token ids, .*, got 'text': a tokenizer's encode\(text\) gives them"),
+        (None, {}, "a prompt is token ids, whole numbers one after another, got None"),
+        ([1.5], {}, r"a prompt is token ids, .*, got \[1.5\]"),
+        ([1], {"max_tokens": "3"}, "max-tokens must be a whole number, got '3'"),
+        ([1], {"max_tokens": 3.5}, "max-tokens must be a whole number, got 3.5"),
+        ([1], {"seed": None}, "seed must be a whole number, got None"),
+        ([1], {"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ([1], {"top_k": 2.5}, "top-k must be a whole number, got 2.5"),
+        ([1], {"top_p": True}, "top-p must be a number, got True"),
     ],
 )
 def test_wrong_input_is_refused_before_the_first_token(
-    prompt: list[int], settings: dict[str, Any], sentence: str
+    prompt: Any, settings: dict[str, Any], sentence: str
 ) -> None:
     scorer: Any = Counter()
     with pytest.raises(UserError, match=sentence):

@@ -83,6 +83,35 @@ def test_segment_numbers_of_another_shape_are_one_sentence(model):
         model(IDS, segment=IDS[:, :4])
 
 
+def test_segment_numbers_cannot_continue_a_state(model):
+    with pytest.raises(UserError, match="of whole packed sequences: they cannot continue a state"):
+        model(IDS, model.init_state(2, 8), segment=IDS)
+
+
+@pytest.mark.parametrize("terms", [{"z_loss": -1.0}, {"z_loss": float("nan")}, {"label_smoothing": 1.0}])
+def test_terms_of_the_loss_out_of_range_are_one_sentence(model, terms):
+    with pytest.raises(UserError, match=r"z_loss must be 0 \(off\) or positive and label_smoothing"):
+        model.losses(IDS, IDS, **terms)
+
+
+@pytest.mark.parametrize("order", ["3", 2.0, True, 0, 9, None])
+def test_an_ngram_names_an_order_that_cannot_be(order):
+    with pytest.raises(UserError, match=f"order {order} is not possible: the order is an integer"):
+        mixlab.NGram.train([1, 2, 3], order=order)
+
+
+def test_an_ngram_is_written_to_a_path():
+    for write in (NGRAM.save, NGRAM.write_arpa):
+        for path in (None, 3):
+            with pytest.raises(UserError, match=f"path.*, not (to|by) {type(path).__name__}"):
+                write(path)
+
+
+def test_a_part_is_registered_under_a_name():
+    with pytest.raises(UserError, match="a part is registered under a name, got 5"):
+        mixlab.register("temporal", 5)
+
+
 def test_an_error_that_is_no_mistake_in_the_ids_stays_as_it_is(model, monkeypatch):
     def broken(tokens):
         raise RuntimeError("out of memory")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
+from numbers import Integral
 
 import torch
 from torch import nn
 
 from mixlab.decode.decoder import check_precision, decoder
 from mixlab.decode.sampling import check_sampling, sample_next
-from mixlab.errors import UserError
+from mixlab.errors import UserError, check_number
 from mixlab.model.scorer import Scorer
 from mixlab.train.surroundings import evaluating, plain
 
@@ -41,7 +43,15 @@ def generate(
     """
     check_sampling(temperature, top_k, top_p)
     check_precision(dtype)
-    tokens = [int(token) for token in prompt_tokens]
+    check_number("max-tokens", max_tokens, Integral)
+    check_number("seed", seed, Integral)
+    try:
+        tokens = [operator.index(token) for token in prompt_tokens]
+    except TypeError:
+        raise UserError(
+            f"a prompt is token ids, whole numbers one after another, got {prompt_tokens!r:.60}: "
+            "a tokenizer's encode(text) gives them"
+        ) from None
     if not tokens:
         raise UserError("the prompt is empty: it needs at least one token (0 starts a document)")
     if outside := [token for token in tokens if not 0 <= token < scorer.vocab_size]:

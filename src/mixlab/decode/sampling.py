@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from mixlab.errors import RunFailed, UserError
+from mixlab.errors import RunFailed, UserError, check_number
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raise UserError, naming the setting, unless temperature >= 0, top_k >= 1 and 0 < top_p <= 1."""
+    check_number("temperature", temperature)
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"temperature {temperature} is out of range: 0 (always the likeliest token) or more")
+    if top_k is not None:
+        check_number("top-k", top_k, Integral)
     if top_k is not None and top_k < 1:
         raise UserError(f"top-k {top_k} is out of range: 1 or more tokens to choose from")
+    if top_p is not None:
+        check_number("top-p", top_p)
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top-p {top_p} is out of range: more than 0, at most 1")
 

@@ -137,7 +137,7 @@ def _spell(choice: Choice) -> str | dict[str, Any]:
     return {"kind": choice.name, **knobs} if knobs else choice.name
 
 
-def model_config(source: ModelConfig | Mapping[str, Any] | str | Any, **knobs: Any) -> ModelConfig:
+def model_config(source: ModelConfig | Mapping[str, Any] | str | PathLike[str], **knobs: Any) -> ModelConfig:
     """A validated config from a config, a mapping, the name of a preset, or the path of a TOML file.
 
     A TOML file may hold the keys at its top or in a `[model]` table. knobs: keys in place of those of the

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from os import PathLike
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -119,6 +121,8 @@ class LanguageModel(nn.Module):
             check_rows("segment numbers", segment, tokens)
         if state is not None:
             check_state(state, ModelState, len(tokens))
+            if segment is not None:
+                raise UserError("segment numbers are of whole packed sequences: they cannot continue a state")
             if len(state.blocks) != len(self.blocks):
                 raise UserError(
                     f"this state is of {len(state.blocks)} blocks, the model has {len(self.blocks)}"
@@ -224,6 +228,11 @@ class LanguageModel(nn.Module):
         the target asks for 1 - e of it and e of the uniform distribution u (Szegedy et al. 2016, section 7):
         the objective is (1 - e) H(target) + e H(u), so that e (H(u) - H(target)) is added.
         """
+        if not (0 <= z_loss < math.inf and 0 <= label_smoothing < 1):
+            raise UserError(
+                f"z_loss must be 0 (off) or positive and label_smoothing 0 (off) or a fraction below 1, got "
+                f"{z_loss} and {label_smoothing}"
+            )
         x, _ = self.hidden(inputs, segment=segment)
         check_rows("targets", targets, inputs)
         if not len(targets):
@@ -378,7 +387,7 @@ def _fans(parameter: Tensor) -> tuple[int, int]:
     return (1, parameter.numel()) if parameter.ndim < 2 else (parameter.shape[-1], parameter.shape[-2])
 
 
-def build_model(config: ModelConfig | Mapping[str, Any] | str | Any, **knobs: Any) -> LanguageModel:
+def build_model(config: ModelConfig | Mapping[str, Any] | str | PathLike[str], **knobs: Any) -> LanguageModel:
     """A freshly initialised model, from a config, a mapping of its keys, the name of a preset ("griffin"), or
     the path of a TOML file.
 

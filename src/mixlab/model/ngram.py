@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,7 +84,7 @@ class NGram:
         Raises UserError for an order outside 1..8, an empty corpus, a token outside the vocabulary, and a
         vocabulary that is no positive integer or has no room in memory.
         """
-        if order not in range(1, MAX_ORDER + 1):
+        if isinstance(order, bool) or not isinstance(order, Integral) or not 1 <= order <= MAX_ORDER:
             raise UserError(
                 f"an n-gram of order {order} is not possible: the order is an integer from 1 to {MAX_ORDER}"
             )
@@ -211,7 +212,7 @@ class NGram:
         """Write ngram.safetensors and, last, ngram.json with its hash into `directory`, made if need be."""
         from safetensors.numpy import save
 
-        directory = Path(directory)
+        directory = _path(directory, "an n-gram is saved to the path of a folder, not to")
         tensors: dict[str, Any] = {}
         for k, level in enumerate(self._levels, start=1):
             tensors |= {f"{name}.{k}": np.ascontiguousarray(value) for name, value in level._asdict().items()}
@@ -235,11 +236,7 @@ class NGram:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        if not isinstance(directory, str | Path):
-            raise UserError(
-                f"an n-gram is given by the path of its folder, not by {type(directory).__name__}"
-            )
-        directory = Path(directory)
+        directory = _path(directory, "an n-gram is given by the path of its folder, not by")
         try:
             facts = json.loads((directory / _FACTS).read_text(encoding="utf-8"))
             data = (directory / _TENSORS).read_bytes()
@@ -271,6 +268,7 @@ class NGram:
         """Write an ARPA file: see `mixlab.model.ngram_arpa.write_arpa`, also for <s>, </s> and <unk>."""
         from mixlab.model.ngram_arpa import write_arpa
 
+        path = _path(path, "an ARPA file is given by its path, not by")
         write_arpa(path, self._levels, words=words, vocab_size=self.vocab_size)
 
     def _find(self, k: int, prefix: Ints, tokens: Ints) -> Ints:
@@ -330,6 +328,13 @@ class NGram:
             gram = np.arange(len(of)) + (first - (np.cumsum(count) - count))[of]
             log_prob[of, level.keys[gram] - context[of] * base] = level.log_prob[gram] + backed_off[of]
         return log_prob
+
+
+def _path(path: Any, sentence: str) -> Path:
+    """The path; UserError that says what was given in its place."""
+    if not isinstance(path, str | Path):
+        raise UserError(f"{sentence} {type(path).__name__}")
+    return Path(path)
 
 
 def _check_shapes(levels: list[Level], order: int, vocab_size: int, directory: Path) -> None:

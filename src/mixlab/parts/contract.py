@@ -274,6 +274,8 @@ def register(kind: str, name: str) -> Callable[[_C], _C]:
     """
     if kind not in _REGISTRY:
         raise unknown("kind of part", kind, KINDS)
+    if not isinstance(name, str):
+        raise UserError(f"a part is registered under a name, got {name!r}")
 
     def add(cls: _C) -> _C:
         holder = _REGISTRY[kind].get(name)

@@ -135,27 +135,38 @@ def check_save_and_load(case: Case) -> None:
         raise Broken(f"{what} in the last bits; {NOT_SAVED}")
 
 
+LATER = "what is shown looks ahead"
+
+
 def check_watched(case: Case, B: int = 2, T: int = 6) -> None:
-    """What meters see is what the contract names, in its shapes, causal; seeing it draws no random number."""
+    """What a part shows is what the contract names, in its shapes, causal; showing draws no random number."""
     part, x = case.build(), case.sample(B, T)
     other = torch.cat((x[:, :-1], case.sample(B, T, seed=2)[:, -1:]), 1)
     before = torch.get_rng_state()
     shown, again = part.watched(x), part.watched(other)
-    expect(torch.equal(before, torch.get_rng_state()), "watched draws random numbers")
-    expect(set(shown) <= set(get_args(Watched)), f"watched shows {set(shown)}, not among {get_args(Watched)}")
-    for name, axis in (("scores", 2), ("units", 1)):
+    same = torch.equal(before, torch.get_rng_state())
+    expect(same, "watched draws random numbers: a run that is looked at would go another way")
+    for name in shown:
+        known = ", ".join(get_args(Watched))
+        expect(name in get_args(Watched), f"watched shows '{name}', which is none of {known}")
+    for name, axes in (("scores", "BHTS"), ("units", "BTF")):
         if name in shown:
-            found, ndim = shown[name], axis + 2
-            expect(found.ndim == ndim, f"watched {name} have {found.ndim} axes, not {ndim}")
-            expect(
-                found.shape[0] == B and found.shape[axis] == T, f"watched {name}: shape {tuple(found.shape)}"
-            )
-            early = [s[name].narrow(axis, 0, T - 1) for s in (shown, again)]
-            expect(torch.equal(*(e.nan_to_num() for e in early)), f"an earlier token's {name} changed")
+            found, at = tuple(shown[name].shape), axes.index("T")
+            fits = len(found) == len(axes) and (found[0], found[at]) == (B, T)
+            layout = ", ".join(axes)
+            expect(fits, f"watched {name} have the shape {found}, not ({layout}) with B {B} and T {T}")
+            values = [s[name].narrow(at, 0, T - 1).nan_to_num().movedim(at, 0) for s in (shown, again)]
+            changed = [t for t in range(T - 1) if not torch.equal(values[0][t], values[1][t])]
+            if changed:
+                raise Broken(f"watched {name} at position {changed[0]} depend on position {T - 1}: {LATER}")
     if "scores" in shown:
         future = torch.ones(T, shown["scores"].shape[-1], dtype=torch.bool).triu(1)
-        expect(bool((shown["scores"][..., future] == -torch.inf).all()), "a later key's score is not -inf")
-        expect(bool(shown["scores"].isfinite().any(-1).all()), "a query sees no key")
+        hidden = (shown["scores"] == -torch.inf) | ~future  # (B, H, T, S)
+        for *_, query, key in (~hidden).nonzero().tolist()[:1]:
+            raise Broken(f"watched scores at position {query} of the key at {key} are not -inf: {LATER}")
+        blind = ~shown["scores"].isfinite().any(-1)  # (B, H, T)
+        for *_, query in blind.nonzero().tolist()[:1]:
+            raise Broken(f"watched scores at position {query} are -inf for every key: it sees none")
 
 
 def check_overfits(case: Case, steps: int = 150) -> None:
