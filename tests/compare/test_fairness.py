@@ -55,6 +55,8 @@ def test_the_ngram_is_said_to_be_unbound_and_to_have_read_everything() -> None:
     assert "ngram (all of the text) stores 3M numbers (3.0 times the budget) after reading 2M tokens" in text
     assert "ngram (same text) stores 3M numbers (3.0 times the budget) after reading 380k tokens" in text
     assert "the others were trained on 400k tokens, 20% of the training text" in text
+    little = unequal([every, same, result("a")], BUDGET | {"tokens": 9_000}, CORPUS)
+    assert any("9k tokens, under 1% of the training text" in sentence for sentence in little)
     whole = unequal([every, result("a")], BUDGET | {"tokens": 2_000_000}, CORPUS)
     assert any("so that the same text and all of it are one" in sentence for sentence in whole)
 
@@ -103,3 +105,9 @@ def test_failed_models_and_nothing_at_all_are_no_error() -> None:
 
 def test_numbers_read_short() -> None:
     assert [compact(n) for n in (7, 950, 1_070_000, 999_999, 2.5e9)] == ["7", "950", "1.07M", "1M", "2.5G"]
+
+
+def test_equal_parameters_are_said_once() -> None:
+    assert "Parameters: 1,000,000 each, 0.0% from the budget." in unequal(
+        [result("a"), result("b")], BUDGET, {}
+    )

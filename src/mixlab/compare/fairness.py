@@ -79,8 +79,9 @@ def _parameters(neural: Sequence[Result], budget: Mapping[str, Any]) -> str:
         return ""
     off = max(abs(count / budget["params"] - 1) for count in counts.values())
     low, high = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    if len(counts) == 1:
-        return f"Parameters: {counts[low]:,.0f}, {off:.1%} from the budget."
+    if counts[low] == counts[high]:
+        each = " each" if len(counts) > 1 else ""
+        return f"Parameters: {counts[low]:,.0f}{each}, {off:.1%} from the budget."
     extremes = f"{counts[low]:,.0f} ({low}) to {counts[high]:,.0f} ({high})"
     return f"Parameters: {extremes}, at most {off:.1%} from the budget."
 
@@ -97,7 +98,8 @@ def _counted(
     share = budget["tokens"] / corpus["train_tokens"] if corpus.get("train_tokens") else 0.0
     of_text = ""
     if share:
-        of_text = f", {share:.0%} of the training text" if share < 1 else f", {share:.1f} times the text"
+        part = f"{share:.0%}" if share >= 0.01 else "under 1%"
+        of_text = f", {part} of the training text" if share < 1 else f", {share:.1f} times the text"
     sentence = f"{'; '.join(read)}; the others were trained on {compact(budget['tokens'])} tokens{of_text}"
     one_is_both = share >= 1 and not any(one.get("counted_on") == "same" for one in counted)
     same = ", so that the same text and all of it are one" if one_is_both else ""
