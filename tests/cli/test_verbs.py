@@ -205,9 +205,36 @@ def test_evaluate_prints_the_numbers_and_their_json(mixlab: Command, runs: Path,
     assert result["perplexity"] == pytest.approx(math.exp(result["nats_per_token"]))
     # Byte tokens: a token is a byte, so the two measures are one.
     assert result["bits_per_byte"] == pytest.approx(result["nats_per_token"] / math.log(2))
-    positions = [int(line.split()[0]) for line in done.out.splitlines()[5:]]
+    _, table = done.out.split("tokens before  nats per token\n")
+    positions = [int(line.split()[0]) for line in table.splitlines()]
     assert positions == [2**k for k in range(len(positions))]
     assert positions[-1] == len(result["loss_by_position"])
+    nats = result["nats_per_token"] * result["tokens"]
+    assert (result["words"], result["lines"]) == (len(TEXT.split()), 300)
+    assert result["perplexity_per_word"] == pytest.approx(math.exp(nats / result["words"]))
+    assert f"{result['perplexity_per_word']:.5g} ({result['words']} words)" in done.out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluate_in_overlapping_windows_and_by_document(mixlab: Command, runs: Path, kind: str) -> None:
+    Path("d").mkdir()
+    for name, text in (("usual.txt", TEXT[:900]), ("strange.txt", "ZQX~!" * 30), ("short.txt", "12 green")):
+        Path("d", name).write_text(text, encoding="utf-8")
+    plain = json.loads(mixlab("evaluate", runs / kind, "d", "--json").out)
+    assert plain["stride"] == plain["context"] and "documents" not in plain
+    command = ("evaluate", runs / kind, "d", "--stride", "4", "--per-document")
+    found, shown = json.loads(mixlab(*command, "--json").out), mixlab(*command).out
+    assert (found["stride"], found["tokens"]) == (4, plain["tokens"])
+    assert found["bits_per_byte"] != plain["bits_per_byte"]
+    assert found["documents"][0]["document"] == "d/strange.txt" and len(found["documents"]) == 3
+    total = sum(one["bits_per_byte"] * one["bytes"] for one in found["documents"])
+    assert total == pytest.approx(found["bits_per_byte"] * found["bytes"])
+    assert f"4 apart: {plain['context'] - 4} tokens or more before each" in shown
+    assert "one after the other" in mixlab("evaluate", runs / kind, "d").out
+    rows = [line.split() for line in shown.splitlines() if line.startswith("d/")]
+    assert [row[0] for row in rows] == [one["document"] for one in found["documents"]]
+    wrong = mixlab("evaluate", runs / kind, "d", "--stride", plain["context"] + 1)
+    assert wrong.status == 2 and "the run's context" in wrong.err
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "counted"])

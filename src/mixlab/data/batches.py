@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -286,18 +286,56 @@ def eval_windows(
     not exceed it (but one at least), evenly spread. apart: segment numbers come third, by which documents
     know nothing of each other.
     """
+    windows = placed_windows(tokens, context=context, batch_size=batch_size, most=most, apart=apart)
+    return (placed.batch for placed in windows)
+
+
+class Placed(NamedTuple):
+    """Windows of a stream, those of one batch: where each begins, and how many of its first targets another
+    window has."""
+
+    starts: np.ndarray
+    skip: int
+    batch: Batch
+
+
+def placed_windows(
+    tokens: np.ndarray | TokenFile,
+    *,
+    context: int,
+    batch_size: int,
+    most: int = 0,
+    apart: bool = False,
+    stride: int | None = None,
+) -> Iterator[Placed]:
+    """The windows of `eval_windows`; with a `stride` below `context` each begins so many tokens after the one
+    before, so that every target but those of the first has `context - stride` tokens or more before it."""
     mapped = tokens.tokens if isinstance(tokens, TokenFile) else np.asanyarray(tokens)
     stream, pages = np.asarray(mapped), Pages(mapped)
     if context < 1 or batch_size < 1:
         raise UserError(f"context is {context} and batch_size {batch_size}; both must be at least 1")
-    full, rest = divmod(max(len(stream) - 1, 0), context)
-    chosen, tail = divmod(eval_targets(len(stream) - 1, context=context, most=most), context)
-    starts, rest = (np.arange(chosen) * full // max(1, chosen)) * context, rest if tail else 0
-    for first in range(0, len(starts), batch_size):
-        pages.read(batch_size, context)
-        yield _windows(stream, starts[first : first + batch_size], context, apart)
+    targets, stride = max(len(stream) - 1, 0), context if stride is None else stride
+    if not 1 <= stride <= context:
+        raise UserError(f"the stride is {stride}; it must be from 1 to the context, {context}")
+    if stride < context and 0 < most < targets:
+        raise UserError("a stride is for a text that is scored whole")
+    skip, full = context - stride, max(0, (targets - context) // stride + 1)
+    if stride < context:
+        starts, rest = np.arange(full) * stride, targets - full * stride
+        rest = rest if rest > skip or not full else 0  # else the last window has them all
+    else:
+        chosen, tail = divmod(eval_targets(targets, context=context, most=most), context)
+        starts = (np.arange(chosen) * full // max(1, chosen)) * context
+        rest = targets % context if tail else 0
+    alone = 1 if skip else 0  # the first window has all its targets
+    for begin, end, skipped in ((0, min(alone, len(starts)), 0), (alone, len(starts), skip)):
+        for at in range(begin, end, batch_size):
+            now = starts[at : min(at + batch_size, end)]
+            pages.read(batch_size, context)
+            yield Placed(now, skipped, _windows(stream, now, context, apart))
     if rest:
-        yield _windows(stream, np.array([full * context]), rest, apart)
+        last = np.array([full * stride])
+        yield Placed(last, skip if full else 0, _windows(stream, last, rest, apart))
 
 
 def eval_targets(targets: int, *, context: int, most: int = 0) -> int:

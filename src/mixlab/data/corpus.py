@@ -55,7 +55,8 @@ class Corpus:
     It has been read once when it is made: `characters`, `bytes` (of UTF-8) and `sha256` are known, and for
     each document its length in characters (`lengths`, int64) and the start of its sha256 (`digests`, the
     first 8 bytes as a big-endian number, uint64); `counts` says how many documents each source gave.
-    `replaced` counts the invalid UTF-8 sequences, NUL characters and lone surrogates that became U+FFFD.
+    `places` says for each where it is from, and its bytes, if that was asked for. `replaced` counts the
+    invalid UTF-8 sequences, NUL characters and lone surrogates that became U+FFFD.
     The text itself comes from `pieces`, and is in memory only if it is at most `HELD_BYTES` long.
     """
 
@@ -72,6 +73,7 @@ class Corpus:
         self.characters = self.bytes = self.replaced = 0
         self.notes: tuple[str, ...] = ()
         self.counts: tuple[int, ...] = ()
+        self.places: list[tuple[str, int]] | None = None
         self._text_field, self._max_bytes, self._encoding = text_field, max_bytes, encoding
         self._lengths, self._digests = array("q"), array("Q")
         self._held: list[Piece] | None = []
@@ -92,6 +94,7 @@ class Corpus:
         text_field: str = "text",
         max_bytes: int = 4_000_000,
         encoding: str = DEFAULT,
+        places: bool = False,
         notes: Callable[[str], None] | None = None,
         progress: Progress | None = None,
         spool: Path | None = None,
@@ -105,6 +108,7 @@ class Corpus:
         `UserError` for a source that is missing or broken, and when no text is left.
         """
         corpus = cls(sources, text_field=text_field, max_bytes=max_bytes, encoding=encoding, spool=spool)
+        corpus.places = [] if places else None
         corpus._scan(progress)
         if not corpus._lengths:
             shown = ", ".join(f"'{source}'" for source in sources)
@@ -154,7 +158,7 @@ class Corpus:
         """The first reading."""
         reader, digest = Reader(self._text_field, self._encoding), Digest()
         stage = Stage(progress, "reading the text", self._size_on_disk() if progress else 0, "B")
-        counts, length = dict.fromkeys(self.sources, 0), 0
+        counts, length, before = dict.fromkeys(self.sources, 0), 0, 0
         for source, piece in self._read(reader):
             stage(reader.read)
             length += len(piece.text)
@@ -165,7 +169,9 @@ class Corpus:
                 self._digests.append(int.from_bytes(ended[:8], "big"))
                 self.characters += length
                 counts[source] += 1
-                length = 0
+                if self.places is not None:
+                    self.places.append((reader.place, self.bytes - before))
+                length, before = 0, self.bytes
             if self._held is not None:
                 self._held.append(piece)
                 if self.bytes > HELD_BYTES:

@@ -21,6 +21,7 @@ from mixlab.data.overlap import overlap
 from mixlab.data.sampling import sample
 from mixlab.data.split import Split, split_documents
 from mixlab.data.stretches import OtherText, fill, processes_for, sides, stretches
+from mixlab.data.text_counts import count_words
 from mixlab.data.tokenizer import Tokenizer, learn_tokenizer
 from mixlab.data.tokens import Count, Part, TokenCache, TokenFile, check_length, default_cache_dir
 from mixlab.errors import RunFailed, UserError
@@ -146,6 +147,7 @@ def prepare_single(
     text_field: str = "text",
     max_bytes: int = 4_000_000,
     encoding: str = DEFAULT,
+    by_document: bool = False,
     cache_dir: Path | str | None = None,
     notes: Notes | None = None,
     progress: Progress | None = None,
@@ -153,17 +155,20 @@ def prepare_single(
 ) -> tuple[TokenFile, dict[str, Any]]:
     """The whole text of `sources` as one token file, without a split, and its facts: for evaluation.
 
-    Arguments and errors as of `prepare`.
+    The facts have the text's "words" and "lines" (`mixlab.data.text_counts`) and, with `by_document`, under
+    "places" a list of where each document is from and its bytes. Other arguments and errors as of `prepare`.
     """
     said, work = _Said(notes), _Work(cache_dir, progress, processes)
     config = DataConfig(sources=tuple(sources), text_field=text_field, max_bytes=max_bytes, encoding=encoding)
-    corpus = work.read(config.sources, said, config)
+    corpus = work.read(config.sources, said, config, places=by_document)
     key = _key(corpus, tokenizer.hash, "whole")
     counts = (len(corpus.lengths),)
     _, files = work.tokens(key, ("text",), corpus, corpus.lengths, counts, lambda: tokenizer, said)
     file = _with_parts(files["text"], ())
     check_length("the text", len(file), context)
-    return file, _facts(corpus, tokenizer, said) | {"split": "none", "tokens": len(file) - 1}
+    facts = _facts(corpus, tokenizer, said) | {"split": "none", "tokens": len(file) - 1}
+    facts |= count_words(corpus.pieces())._asdict()
+    return file, facts | ({"places": corpus.places} if by_document else {})
 
 
 class _Said:
@@ -188,13 +193,16 @@ class _Work:
         self.cache = TokenCache(Path(cache_dir) if cache_dir is not None else default_cache_dir())
         self.progress, self.processes = progress, processes
 
-    def read(self, sources: Sequence[str], said: _Said, config: DataConfig) -> Corpus:
-        """The corpus, read once; config: how."""
+    def read(
+        self, sources: Sequence[str], said: _Said, config: DataConfig, *, places: bool = False
+    ) -> Corpus:
+        """The corpus, read once; config: how. places: whether to keep where each document is from."""
         return Corpus.read(
             sources,
             text_field=config.text_field,
             max_bytes=config.max_bytes,
             encoding=config.encoding,
+            places=places,
             notes=said,
             progress=self.progress,
             spool=self.cache.root,

@@ -61,12 +61,13 @@ class Lossy(NamedTuple):
 class Reader:
     """Yields the pieces of one file after another; afterwards `replaced` and `notes()` say what was read.
 
-    `read`: bytes on disk that are behind it.
+    `read`: bytes on disk that are behind it. `place`: where the document is from that is being read.
     """
 
     def __init__(self, text_field: str, encoding: str = DEFAULT) -> None:
         self.replaced = 0
         self.read = 0
+        self.place = ""
         self._text_field, self._encoding = text_field, encoding
         self._size, self._lossy = 0, dict[str, Lossy]()
         self._seen: set[str] = set()
@@ -164,7 +165,7 @@ class Reader:
 
     def _text(self, name: str, blocks: Iterable[bytes], again: Blocks) -> Iterator[Piece]:
         """The content of one text file as one document, or a note why not."""
-        decoder, longest, size = Decoder(self._encoding), LongestLine(), 0
+        decoder, longest, size, self.place = Decoder(self._encoding), LongestLine(), 0, name
         held: tuple[str, bytes] | None = None  # until the next shows whether it was the last
         for block, final in _with_last(blocks):
             if not size and looks_binary(block, self._encoding):
@@ -196,8 +197,9 @@ class Reader:
             yield from self._rows(str(path), rows)
 
     def _rows(self, name: str, rows: Iterable[tuple[str, int]]) -> Iterator[Piece]:
-        for text, replaced in rows:
+        for number, (text, replaced) in enumerate(rows, 1):
             if text:
+                self.place = f"{name}, row {number}"
                 self._replaced(name, replaced)
                 yield Piece(text, text.encode(), last=True)
             else:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,22 +63,26 @@ class Run:
         self,
         text: TokenFile,
         scorer: LanguageModel | NGram | None = None,
+        *,
+        stride: int | None = None,
+        by_document: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
         """How well the checkpoint predicts a text, scored as its training scores the validation text.
 
         That is with the run's context, `train.dtype`, `train.threads` and `train.device`, as far as this
         machine has them: of the same text it gives the same numbers on the same machine. scorer: the model,
-        where it is loaded already. progress: see `mixlab.train.evaluate.evaluate`.
+        where it is loaded already. stride, by_document, progress: as in `mixlab.train.evaluate.evaluate`.
         """
         text = replace(text, apart=self.config.data.packing == "documents")
+        how: dict[str, Any] = {"stride": stride, "by_document": by_document, "progress": progress}
         if self.config.model is None:
             scorer = scorer or self.load()
-            return evaluate(scorer, text, context=self.context, dtype="float32", progress=progress)
+            return evaluate(scorer, text, context=self.context, dtype="float32", **how)
         train = self.config.train
         scorer = scorer or self.load(auto.usable(train.device))
         with threads.using(min(train.threads, machine.usable_cores())):
-            return evaluate(scorer, text, context=self.context, dtype=train.dtype, progress=progress)
+            return evaluate(scorer, text, context=self.context, dtype=train.dtype, **how)
 
 
 def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:
