@@ -163,12 +163,17 @@ class OpenedRun:
         )
 
     def evaluate(
-        self, text: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, encoding: str | None = None
+        self,
+        text: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        encoding: str | None = None,
+        stride: int | None = None,
     ) -> Evaluation:
         """How well the model predicts a text: the numbers of `mixlab evaluate`.
 
         text: a file, folder, glob or `corpus:python`, or several of them. encoding: of plain text, as Python
-        names it. Raises UserError for a text that cannot be read.
+        names it. stride: tokens from one window's start to the next one's, by default the context. Raises
+        UserError for a text that cannot be read.
         """
         from mixlab.data import prepare_single
         from mixlab.data.charsets import DEFAULT
@@ -184,7 +189,7 @@ class OpenedRun:
             encoding=encoding or DEFAULT,
             notes=self._notes,
         )
-        return self._run.evaluate(tokens, self.model)
+        return self._run.evaluate(tokens, self.model, stride=stride)
 
 
 def open(path: Path | str, *, device: torch.device | str = "cpu", notes: Notes | None = None) -> OpenedRun:
