@@ -76,3 +76,20 @@ def test_the_schedule_says_where_its_phases_end(config):
 def test_an_ngram_has_nothing_to_explain(config):
     with pytest.raises(UserError, match="an n-gram counts once"):
         explained(replace(config, model=None, ngram=NGramConfig()))
+
+
+def test_a_text_that_was_only_looked_at_is_explained_alike(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXLAB_CACHE", str(tmp_path / "cache"))
+    found = explain(config, mixlab.data.prepare(config.data, look=True))
+    assert not (tmp_path / "cache").exists()
+    assert found == explained(config)
+
+
+def test_an_estimated_text_is_explained_by_its_lengths(config, tmp_path, monkeypatch):
+    exact = explained(config)["length"]["epochs"]
+    monkeypatch.setenv("MIXLAB_CACHE", str(tmp_path / "cache"))
+    for module in ("dataset", "survey"):
+        monkeypatch.setattr(f"mixlab.data.{module}.LOOKED", 1000)
+    found = explain(with_train(config, eval_tokens=50), mixlab.data.prepare(config.data, look=True))
+    assert found["length"]["epochs"] == pytest.approx(exact, rel=0.05)
+    assert not (tmp_path / "cache").exists()

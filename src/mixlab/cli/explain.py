@@ -16,7 +16,7 @@ def show(config: RunConfig, *, as_json: bool) -> None:
     from mixlab.train.explain import explain
 
     context = config.model.context if config.model is not None else 0
-    found = explain(config.validate(), prepare(config.data, context=context, notes=note))
+    found = explain(config.validate(), prepare(config.data, context=context, notes=note, look=True))
     if as_json:
         print_json(found)
     else:

@@ -215,6 +215,7 @@ class Joined:
     def __init__(self, train: Corpus, valid: Corpus) -> None:
         self._corpora = train, valid
         self.characters, self.bytes = train.characters + valid.characters, train.bytes + valid.bytes
+        self.lengths = np.concatenate([train.lengths, valid.lengths])
         self.sha256 = f"{train.sha256} {valid.sha256}"
 
     def pieces(self) -> Iterator[Piece]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +21,10 @@ from mixlab.data.overlap import overlap
 from mixlab.data.sampling import sample
 from mixlab.data.split import Split, split_documents
 from mixlab.data.stretches import OtherText, fill, processes_for, sides, stretches
+from mixlab.data.survey import LOOKED, Learn, estimate
 from mixlab.data.text_counts import count_words
 from mixlab.data.tokenizer import Tokenizer, learn_tokenizer
-from mixlab.data.tokens import Count, Part, TokenCache, TokenFile, check_length, default_cache_dir
+from mixlab.data.tokens import Count, Entry, Part, TokenCache, TokenFile, check_length, default_cache_dir
 from mixlab.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def prepare(
     notes: Notes | None = None,
     progress: Progress | None = None,
     processes: int | None = None,
+    look: bool = False,
 ) -> Dataset:
     """Read the text, split it, and give both sides as tokens, from the cache when the same text was prepared
     before.
@@ -81,11 +83,14 @@ def prepare(
     text is said. A `tokenizer` that is given is used; otherwise one is made of the kind `config` names, from
     the training side alone. `notes` is called with every sentence worth showing; they are also in
     `facts["notes"]`. `progress`: see `mixlab.data.corpus.Progress`. processes: how many encode; by default as
-    many as are worth it. A call that was killed is gone on with by the next one. Raises `UserError` for a
+    many as are worth it. look: nothing is written; a long text that is not in the cache yet is given as an
+    estimate, with a note (see `mixlab.data.survey`), to be looked at and not to be trained on.
+
+    A call that was killed is gone on with by the next one. Raises `UserError` for a
     broken source, a text too short to split, or a training side shorter than `context` + 1 tokens, and
     `RunFailed` where there is no room for the tokens of a large text.
     """
-    said, work = _Said(notes), _Work(cache_dir, progress, processes)
+    said, work = _Said(notes), _Work(cache_dir, progress, processes, look=look)
     corpus = work.read(config.sources, said, config)
     own = work.read(config.valid, said, config) if config.valid else None
     counts = corpus.counts if config.weights else (len(corpus.lengths),)
@@ -96,19 +101,19 @@ def prepare(
     text = corpus if own is None else Joined(corpus, own)
     key = _key(text, identity, f"{rule}{by_source}")
 
+    def learn(pieces: Iterable[tuple[str, bool]], characters: int) -> Tokenizer:
+        return tokenizer or learn_tokenizer(
+            config.tokenizer, pieces, characters=characters, vocab_size=config.vocab_size
+        )
+
     def make() -> Tokenizer:
         stage = work.stage(f"learning the {config.tokenizer} tokenizer", corpus.characters, "characters")
-        return tokenizer or learn_tokenizer(
-            config.tokenizer,
-            _training_side(corpus, split, stage),
-            characters=int(split.cuts.sum()),
-            vocab_size=config.vocab_size,
-        )
+        return learn(_training_side(corpus, split, stage), int(split.cuts.sum()))
 
     cuts, parts = split.cuts, counts
     if own is not None:
         cuts, parts = np.concatenate([cuts, np.zeros_like(own.lengths)]), (*counts, len(own.lengths))
-    tokenizer, files = work.tokens(key, ("train", "valid"), text, cuts, parts, make, said)
+    tokenizer, files = work.tokens(key, ("train", "valid"), text, cuts, parts, make, said, learn)
     names = _short_names(config.sources) if config.weights else ()
     files = {
         side: _with_parts(file, () if own and side == "valid" else names) for side, file in files.items()
@@ -116,7 +121,9 @@ def prepare(
     for part in files["train"].each():
         whose = f" of '{part.name}'" if part.name else ""
         check_length(f"the training part of the text{whose}", part.stop - part.start, context)
-    aside = {"valid_fraction": config.valid_fraction} if own is None else work.compared(corpus, own, said)
+    aside = {"valid_fraction": config.valid_fraction}
+    if own is not None:
+        aside = {} if look else work.compared(corpus, own, said)
     facts = _facts(corpus, tokenizer, said) | {"split": split.rule, **aside}
     for side, file in files.items():
         facts[f"{side}_documents"] = file.num_documents
@@ -126,7 +133,7 @@ def prepare(
     if config.weights:
         facts["mixture"] = _mixture(files, config.weights)
     valid = sample(files["valid"], config.valid_tokens, tokenizer)
-    if valid is not files["valid"]:
+    if valid is not files["valid"] and not look:
         most = valid.scored or len(valid) - 1
         whose = "kept aside" if own is None else "of the validation text"
         how = "in evenly spread windows" if valid.scored else f"{valid.num_documents:,} whole documents"
@@ -188,10 +195,15 @@ class _Work:
     """What preparing takes, and whom it tells."""
 
     def __init__(
-        self, cache_dir: Path | str | None, progress: Progress | None, processes: int | None
+        self,
+        cache_dir: Path | str | None,
+        progress: Progress | None,
+        processes: int | None,
+        *,
+        look: bool = False,
     ) -> None:
         self.cache = TokenCache(Path(cache_dir) if cache_dir is not None else default_cache_dir())
-        self.progress, self.processes = progress, processes
+        self.progress, self.processes, self.look = progress, processes, look
 
     def read(
         self, sources: Sequence[str], said: _Said, config: DataConfig, *, places: bool = False
@@ -205,7 +217,7 @@ class _Work:
             places=places,
             notes=said,
             progress=self.progress,
-            spool=self.cache.root,
+            spool=None if self.look else self.cache.root,
         )
 
     def compared(self, train: Corpus, valid: Corpus, said: _Said) -> dict[str, Any]:
@@ -236,9 +248,11 @@ class _Work:
         sources: Sequence[int],
         make: Callable[[], Tokenizer],
         said: _Said,
+        learn: Learn | None = None,
     ) -> tuple[Tokenizer, dict[str, TokenFile]]:
         """Each side as a token file, out of the cache or into it; in memory, with a note, where it cannot be
-        written. sources: how many documents each has; with several, they are the files' parts."""
+        written. sources: how many documents each has; with several, they are the files' parts. learn: what
+        an estimate takes its tokenizer from, where this only looks."""
 
         def build(folder: Path) -> None:
             tokenizer = learnt_before(folder) or make()
@@ -246,8 +260,23 @@ class _Work:
                 self.fill(building, corpus, cuts, sources)
                 building.finish()
 
+        def held() -> Entry:
+            tokenizer = make()
+            memory = Memory(names, len(sources), tokenizer)
+            self.fill(memory, corpus, cuts, sources)
+            return Entry(tokenizer, memory.arrays(), memory.counts)
+
         try:
-            tokenizer, arrays, counts = self.cache.obtain(key, build, self._waiting)
+            if not self.look:
+                entry = self.cache.obtain(key, build, self._waiting)
+            elif (found := self.cache.load(key)) is None and corpus.characters > LOOKED and learn is not None:
+                said(
+                    f"lengths are estimated from the first {LOOKED:,} of {corpus.characters:,} characters: "
+                    "this text is not in the cache yet, and nothing is written"
+                )
+                return estimate(corpus, cuts, sources, names, learn)
+            else:
+                entry = found or held()
         except OSError as error:
             reason = error.strerror or str(error)
             if corpus.bytes > IN_MEMORY:
@@ -256,10 +285,8 @@ class _Work:
                     f"'{self.cache.root}' ({reason}): make room there, or name another folder in MIXLAB_CACHE"
                 ) from None
             said(f"the tokens stay in memory: the cache '{self.cache.root}' cannot be written ({reason})")
-            tokenizer = make()
-            memory = Memory(names, len(sources), tokenizer)
-            self.fill(memory, corpus, cuts, sources)
-            arrays, counts = memory.arrays(), memory.counts
+            entry = held()
+        tokenizer, arrays, counts = entry
         unknown = sum(count.unknown for parts in counts.values() for count in parts)
         if unknown:
             said(

@@ -22,7 +22,8 @@ def explain(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
     length: steps, tokens, epochs, flops and tokens_per_parameter, or minutes, from which none follows.
     evaluations: see `Evaluations.plan`; "of" how many validation tokens.
     besides: what else changes the loss or the weights, 0 or false where it is off.
-    Writes nothing. UserError for an n-gram.
+    dataset: may be one that was only looked at (`prepare(..., look=True)`). Writes nothing. UserError for an
+    n-gram.
     """
     if config.model is None:
         raise UserError("an n-gram counts once: it has no optimizer and no length to explain")
