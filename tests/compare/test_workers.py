@@ -31,7 +31,10 @@ print("peak", peak[0].split()[1], "after", after[0].split()[1])
 
 @pytest.fixture(scope="module")
 def forking() -> Iterator[Workers]:
-    with Workers(forked=True) as workers:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS")  # as a user's shell has none
+        workers = Workers(forked=True)
+    with workers:
         yield workers
 
 
@@ -52,6 +55,9 @@ def test_forked_workers_are_processes_of_their_own_with_their_own_end_log_and_pe
     forking: Workers, tmp_path: Path
 ) -> None:
     last, large = work(forking, tmp_path, "", megabytes=300)
+    assert forking.server is not None
+    tasks = Path(f"/proc/{forking.server.process.pid}/task")
+    assert not tasks.exists() or len(list(tasks.iterdir())) == 1  # threads do not survive a fork
     assert (last["kind"], "absent.txt" in last["reason"]) == ("failed", True)
     last, killed = work(forking, tmp_path, "os.kill(os.getpid(), 9)")
     assert "killed, most likely for" in last["reason"]

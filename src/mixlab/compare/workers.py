@@ -23,6 +23,10 @@ default, 30 times that, gains nothing on idle cores (23k tokens/s either way, me
 program wants a core, threads that spin keep those from running that they wait for (4k against 11k)."""
 
 
+ALONE = {"OPENBLAS_NUM_THREADS": "1"}
+"""numpy's own products, which nothing here needs, would start threads as it is imported: before the fork."""
+
+
 def can_fork() -> bool:
     """Whether a process that has imported PyTorch can be forked: on Linux, where there is no GPU to share."""
     import torch
@@ -87,7 +91,7 @@ class Server:
                 stderr=subprocess.DEVNULL,  # if it fails, a worker from nothing fails alike, with a log
                 pass_fds=(other.fileno(),),
                 start_new_session=True,
-                env=SPIN | os.environ,
+                env=ALONE | SPIN | os.environ,
             )
 
     def fork(self, descriptors: list[int]) -> int:
