@@ -151,7 +151,9 @@ def test_every_generator_goes_on_from_what_json_and_tensors_hold():
     assert (draw(), draw()) == expected
 
 
-def test_what_a_part_draws_from_numpy_continues_and_the_callers_is_not_moved(config, tmp_path, monkeypatch):
+def test_what_a_part_draws_from_numpy_continues_and_the_callers_is_not_moved(
+    config, tmp_path, monkeypatch, switched
+):
     # Not Python's generator: the type checks that tests run under draw from it, at a save too.
     real, drawn = Trainer.step, {}
 
@@ -172,7 +174,7 @@ def test_what_a_part_draws_from_numpy_continues_and_the_callers_is_not_moved(con
 
 
 @pytest.mark.parametrize("lost", ["deleted", "emptied"])
-def test_the_early_record_is_in_the_checkpoint(config, tmp_path, lost):
+def test_the_early_record_is_in_the_checkpoint(config, tmp_path, lost, switched):
     train(config, tmp_path / "straight", progress=quiet)
     train(config, tmp_path / "run", progress=stop_at(5))
     metrics = tmp_path / "run/metrics.jsonl"

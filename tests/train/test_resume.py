@@ -39,10 +39,9 @@ def test_a_checkpoint_of_a_run_on_another_text_is_refused(config, tmp_path, text
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_resume_continues_bit_for_bit(config, tmp_path, kind, dtype):
+def test_resume_continues_bit_for_bit(config, tmp_path, kind, switched):
     optimizer = OptimizerConfig(kind=kind, lr=1e-2, clip=0.5)
-    config = with_train(config, optimizer=optimizer, dtype=dtype)
+    config = with_train(config, optimizer=optimizer)
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     train(config, straight, progress=quiet)
     for step in (3, 4, 7):
@@ -93,7 +92,9 @@ def test_a_second_interrupt_ends_at_once(config, tmp_path):
     assert resumed["status"] == "done"
 
 
-def test_a_signal_during_an_evaluation_gives_it_up_and_resume_makes_it(config, tmp_path, monkeypatch):
+def test_a_signal_during_an_evaluation_gives_it_up_and_resume_makes_it(
+    config, tmp_path, monkeypatch, switched
+):
     train(config, tmp_path / "straight", progress=quiet)
     real = evaluations.evaluate
 
@@ -118,7 +119,7 @@ def test_outside_the_main_thread_training_works_without_handlers(config, tmp_pat
     assert done[0]["status"] == "done"
 
 
-def test_lines_after_the_checkpoint_are_dropped(config, tmp_path):
+def test_lines_after_the_checkpoint_are_dropped(config, tmp_path, switched):
     train(config, tmp_path / "straight", progress=quiet)
     train(config, tmp_path / "run", progress=quiet)
     for step in (
@@ -143,7 +144,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(config, tmp_path):
     assert record(tmp_path / "run") == record(tmp_path / "straight")
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_note(config, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over_with_a_note(config, tmp_path, switched):
     train(config, tmp_path / "straight", progress=quiet)
     train(config, tmp_path / "run", progress=stop_at(5))
     flip(tmp_path / "run/checkpoints/step-0000005/training.safetensors")
