@@ -26,6 +26,9 @@ TRAINING_SHARE = 0.97
 SETTLED = 4
 """Times the steps are computed from what was counted with the steps before: they no longer move by then."""
 
+MEASURING, MEASURING_SHARE = 3.0, 0.06
+"""Seconds for the steps of one model that are measured, and of the minutes the most for those of all."""
+
 LEAST_SCORED = 4096
 """Tokens of the full measure, whatever it takes."""
 
@@ -127,6 +130,11 @@ def _limits(
         eval_tokens=min(sampled, whole),
         count_tokens=0 if most >= train else max(LEAST_SCORED, most),
     )
+
+
+def measuring(minutes: float, models: int) -> float:
+    """Seconds in which the steps of one of so many models are measured."""
+    return min(MEASURING, MEASURING_SHARE * 60 * minutes / models)
 
 
 def overshoot(minutes: float, seconds: float) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from mixlab.compare import timing
 from mixlab.config import to_mapping
-from mixlab.data import prepare
+from mixlab.data import TokenFile
 from mixlab.decode import generate
 from mixlab.decode.samples import MOST_TOKENS, sample
 from mixlab.model.scorer import Scorer
@@ -40,6 +40,7 @@ def result(
     run: Path,
     summary: Line,
     *,
+    valid: TokenFile,
     context: int,
     prompt: str,
     decode_from: Sequence[int],
@@ -49,14 +50,14 @@ def result(
 ) -> dict[str, Any]:
     """The result of a finished run: scores from its record, the rest measured on its best checkpoint.
 
-    summary: the record's last line. prompt: the sample's beginning. decode_from: tokens of real text, about
-    `context` of them, to decode after. peak_memory: bytes, of the training process. product_flops: see
-    `timing`, after training. report: told of a further evaluation's progress as the record's were, see
-    `mixlab.train.evaluations`.
+    summary: the record's last line. valid: what its evaluations score. prompt: the sample's beginning.
+    decode_from: tokens of real text, about `context` of them, to decode after. peak_memory: bytes, of the
+    training process. product_flops: see `timing`, after training. report: told of a further evaluation's
+    progress as the record's were, see `mixlab.train.evaluations`.
     """
     opened = open_run(run)
     scorer = opened.load()
-    best = _best_evaluation(opened, scorer, context, report)
+    best = _best_evaluation(opened, scorer, valid, context, report)
     evaluations = _evaluations(opened)
     all_of_them = evaluations if best in evaluations else [*evaluations, best]
     milliseconds = decode_milliseconds(scorer, decode_from, context)
@@ -100,14 +101,16 @@ def _evaluations(run: Run) -> list[Line]:
     return read_metrics(run.path / "metrics.jsonl", "eval")
 
 
-def _best_evaluation(run: Run, scorer: Scorer, context: int, report: Callable[[Line], None]) -> Line:
+def _best_evaluation(
+    run: Run, scorer: Scorer, valid: TokenFile, context: int, report: Callable[[Line], None]
+) -> Line:
     """The evaluation of the checkpoint that was opened; made anew where it had windows of another length."""
     if run.context != context:
 
         def progress(scored: int, total: int) -> None:
             report({"kind": "evaluating", "step": run.step, "scored": scored, "total": total, "full": True})
 
-        valid, started = prepare(run.config.data, tokenizer=run.tokenizer).valid, time.perf_counter()
+        started = time.perf_counter()
         found = evaluate(scorer, valid, context=context, dtype="float32", progress=progress)
         return {**found.line(), "took": time.perf_counter() - started}
     lines = [line for line in _evaluations(run) if is_full(line)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlab.compare.measure import DECODE_SECONDS, WARM_UP, sampled_tokens, timed_tokens
-from mixlab.data import Dataset, prepare
+from mixlab.data import Dataset
 from mixlab.decode import generate
 from mixlab.model.language_model import LanguageModel
 from mixlab.model.ngram import NGram
@@ -24,22 +24,21 @@ from mixlab.train.loop import Trainer
 WARM_UP_STEPS = 3
 """The first steps allocate, and choose kernels."""
 
-SECONDS = 3.0
-"""For the steps that are measured."""
-
 LEAST_STEPS, MOST_STEPS = 3, 50
 
-COUNTED = 1_000_000
-"""Tokens that an n-gram is timed on: a second's worth. Counting is a little slower for each token of more."""
+COUNTED = 500_000
+"""Tokens that an n-gram is timed on: half a second's worth. More of them take a little longer each."""
 
 DECODED = 8
 """Tokens after the first, whose time each of what is decoded later will take."""
 
 
-def speed(config: RunConfig, *, context: int) -> dict[str, Any]:
+def speed(config: RunConfig, dataset: Dataset, *, context: int, seconds: float) -> dict[str, Any]:
     """Seconds: "train" per token trained on or counted, "score" per token scored, "finish" for what is
-    measured after training at `context` tokens, "measuring" for this measurement itself."""
-    dataset = prepare(config.data, context=config.model.context if config.model else 0)
+    measured after training at `context` tokens, "measuring" for this measurement itself.
+
+    seconds: for the steps that are measured.
+    """
     scorer: LanguageModel | NGram
     if config.model is None:
         started = time.perf_counter()
@@ -50,7 +49,7 @@ def speed(config: RunConfig, *, context: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as nowhere:
             trainer = Trainer(config, RunFolder(Path(nowhere)), dataset, lambda line: None)
         started = time.perf_counter()
-        train, scorer = _stepping(trainer), trainer.model
+        train, scorer = _stepping(trainer, seconds), trainer.model
         score = _scoring(scorer, dataset, context, "bfloat16" if trainer.bfloat16 else "float32")
         trainer.model.eval()
     finish = _decoding(scorer, [int(token) for token in dataset.valid.tokens[:context]], context)
@@ -58,14 +57,14 @@ def speed(config: RunConfig, *, context: int) -> dict[str, Any]:
     return {"train": train, "score": score, "finish": finish, "measuring": measuring}
 
 
-def _stepping(trainer: Trainer) -> float:
+def _stepping(trainer: Trainer, seconds: float) -> float:
     """The median step's seconds per token, after a warm-up."""
     trainer.model.train()
     for _ in range(WARM_UP_STEPS):
         trainer.step()
     times: list[float] = []
     began = time.perf_counter()
-    while len(times) < LEAST_STEPS or (len(times) < MOST_STEPS and time.perf_counter() - began < SECONDS):
+    while len(times) < LEAST_STEPS or (len(times) < MOST_STEPS and time.perf_counter() - began < seconds):
         started = time.perf_counter()
         trainer.step()
         times.append(time.perf_counter() - started)

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mixlab.compare.budget import Speed, fit, overshoot, speed_of
+from mixlab.compare.budget import Speed, fit, measuring, overshoot, speed_of
 from mixlab.compare.child import Signals, run_job
 from mixlab.compare.evaluated import evaluated
 from mixlab.compare.fairness import unequal
@@ -141,11 +141,13 @@ class _Comparison:
         speeds: dict[str, Speed] = {}
         by_config: dict[str, Speed] = {}
         self.note(f"measuring each model's speed, to fit {minutes:g} minutes")
+        models = len({entry.equally_fast() for entry in plan.entries})
+        job = {"kind": "probe", "seconds": measuring(minutes, models)}
         with tempfile.TemporaryDirectory() as nowhere:
             for entry in plan.entries:
                 same, started = entry.equally_fast(), time.monotonic()
                 if same not in by_config and not entry.problem:
-                    last = self.work(entry, signals, {"kind": "probe"}, log=Path(nowhere, "log"))
+                    last = self.work(entry, signals, job, log=Path(nowhere, "log"))
                     if last["kind"] == "speed":
                         by_config[same] = speed_of(last, time.monotonic() - started)
                 if same in by_config:  # one that fails here will fail again, with its reason, when it is run
@@ -197,6 +199,7 @@ class _Comparison:
 
     def work(self, entry: Entry, signals: Signals, job: Line, log: Path | None = None) -> Line:
         """Have a worker do the job; Stopped if a signal came. log: for its stderr, by default the run's."""
+        from mixlab.data.handing import hand
         from mixlab.decode.samples import prompt_of
 
         request, valid = self.request, self.dataset.valid
@@ -204,6 +207,7 @@ class _Comparison:
             **job,
             "config": to_mapping(entry.config),
             "imports": list(request.imports),
+            "text": hand(self.dataset),
             "run": str(self.folder.run(entry)),
             "context": request.context,
             "prompt": prompt_of(valid, self.dataset.tokenizer),

@@ -21,9 +21,13 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mixlab.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from mixlab.data import Dataset
+    from mixlab.train.config import RunConfig
 
 RESULT = "result.json"
 
@@ -79,18 +83,34 @@ def work(job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     import_parts(job["imports"])
     config = parse(RunConfig, job["config"])
     with threads.using(config.train.threads):
-        return _do(config, job, channel)
+        return _do(config, _dataset(config, job, channel), job, channel)
 
 
-def _do(config: Any, job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+def _dataset(config: RunConfig, job: Mapping[str, Any], channel: Channel) -> Dataset:
+    """The text: as the parent has prepared it, or prepared here where its tokens are in no file."""
+    from mixlab.data import prepare
+    from mixlab.data.handing import take
+
+    def note(message: str) -> None:
+        channel({"kind": "note", "message": message})
+
+    if job["text"] is not None:
+        return take(job["text"], config.data, notes=note)
+    context = config.model.context if config.model else 0
+    return prepare(config.data, context=context, notes=note, progress=channel)
+
+
+def _do(config: RunConfig, dataset: Dataset, job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     if job["kind"] == "probe":
         from mixlab.compare.probe import speed
 
-        return {"kind": "speed", **speed(config, context=job["context"])}
-    return _run(config, Path(job["run"]), job, channel)
+        return {"kind": "speed", **speed(config, dataset, context=job["context"], seconds=job["seconds"])}
+    return _run(config, dataset, Path(job["run"]), job, channel)
 
 
-def _run(config: Any, run: Path, job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+def _run(
+    config: RunConfig, dataset: Dataset, run: Path, job: Mapping[str, Any], channel: Channel
+) -> dict[str, Any]:
     import torch
 
     from mixlab.compare import measure, timing
@@ -108,12 +128,13 @@ def _run(config: Any, run: Path, job: Mapping[str, Any], channel: Channel) -> di
                 timing.append(run, step=line["step"], threads=torch.get_num_threads(), before=before)
         channel(line)
 
-    summary = train(config, run, resume=job["resume"], progress=progress)
+    summary = train(config, run, resume=job["resume"], progress=progress, dataset=dataset)
     if summary["status"] == "stopped":
         return {"kind": "stopped"}
     result = measure.result(
         run,
         summary,
+        valid=dataset.valid,
         context=job["context"],
         prompt=job["prompt"],
         decode_from=job["decode_from"],

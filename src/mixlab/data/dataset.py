@@ -38,6 +38,9 @@ IN_MEMORY = 1 << 28
 
 Notes = Callable[[str], None]
 
+BY_KEY = "(data.valid_tokens)"
+"""How the sentence on a sample ends: it names the key that asks for it."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -50,6 +53,12 @@ class Dataset:
     facts: dict[str, Any]
     weights: tuple[float, ...] = ()
     packing: str = "stream"
+    all_valid: TokenFile | None = None
+
+    @property
+    def whole(self) -> TokenFile:
+        """The whole validation text, of which `valid` may be a sample."""
+        return self.all_valid or self.valid
 
     def batches(self, *, context: int, batch_size: int, seed: int) -> Batches:
         """The training batches."""
@@ -132,18 +141,31 @@ def prepare(
     facts["tokens"] = facts["train_tokens"] + facts["valid_tokens"]
     if config.weights:
         facts["mixture"] = _mixture(files, config.weights)
+    return scored(files, tokenizer, facts, config, notes)
+
+
+def scored(
+    files: Mapping[str, TokenFile],
+    tokenizer: Tokenizer,
+    facts: dict[str, Any],
+    config: DataConfig,
+    notes: Notes | None,
+) -> Dataset:
+    """The dataset of two sides, with as much of the validation text as `config` lets evaluations score."""
+    facts = {**facts, "notes": [said for said in facts["notes"] if not said.endswith(BY_KEY)]}
     valid = sample(files["valid"], config.valid_tokens, tokenizer)
     if valid is not files["valid"] and not look:
         most = valid.scored or len(valid) - 1
-        whose = "kept aside" if own is None else "of the validation text"
+        whose = "of the validation text" if config.valid else "kept aside"
         how = "in evenly spread windows" if valid.scored else f"{valid.num_documents:,} whole documents"
-        said(
-            f"evaluations score {most:,} of the {facts['valid_tokens']:,} tokens {whose}, {how} "
-            "(data.valid_tokens)"
+        sentence = (
+            f"evaluations score {most:,} of the {facts['valid_tokens']:,} tokens {whose}, {how} {BY_KEY}"
         )
-        facts["notes"] = list(said.sentences)
+        facts["notes"].append(sentence)
+        if notes is not None:
+            notes(sentence)
     valid = replace(valid, apart=config.packing == "documents")
-    return Dataset(files["train"], valid, tokenizer, facts, config.weights, config.packing)
+    return Dataset(files["train"], valid, tokenizer, facts, config.weights, config.packing, files["valid"])
 
 
 def prepare_single(

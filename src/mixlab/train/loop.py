@@ -61,6 +61,7 @@ def train(
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    dataset: Dataset | None = None,
 ) -> Line:
     """Train what `config` says in the folder `out`; returns the record's last line, the summary.
 
@@ -72,6 +73,7 @@ def train(
     {"kind": "evaluating", ...} during an evaluation (`Evaluations.make`), and with {"kind": "note",
     "message"} for what a person should be told; without it, notes are Python warnings. After an OSError of
     its own it is called no more, and training goes on.
+    dataset: the text of `config.data`, where it is prepared already.
 
     The summary's `status` is "done", or "stopped" after SIGTERM, SIGINT or SIGHUP (its `message` says how to
     go on). Torch's settings are pinned meanwhile (`mixlab.train.surroundings`). Raises UserError for a
@@ -79,11 +81,17 @@ def train(
     that is not finite or a full disk.
     """
     with surroundings.alone(), surroundings.pinned():
-        return _train(config, out, resume=resume, force=force, progress=progress)
+        return _train(config, out, dataset, resume=resume, force=force, progress=progress)
 
 
 def _train(
-    config: RunConfig, out: Path | str, *, resume: bool, force: bool, progress: Progress | None
+    config: RunConfig,
+    out: Path | str,
+    dataset: Dataset | None,
+    *,
+    resume: bool,
+    force: bool,
+    progress: Progress | None,
 ) -> Line:
     config.validate()
     report = Sinks(config.train.sinks, optional=config.train.sinks_optional, report=Told(progress or _warn))
@@ -93,7 +101,7 @@ def _train(
         folder.check_free()
     else:
         check_trained(folder)
-    dataset = _data(config, folder, resume, report)
+    dataset = _data(config, folder, dataset, resume, report)
     config = resolve(config, dataset)
     if config.model is None:
         from mixlab.train import count
@@ -135,14 +143,16 @@ def _warn(line: Line) -> None:
         warnings.warn(line["message"], stacklevel=2)
 
 
-def _data(config: RunConfig, folder: RunFolder, resume: bool, report: Progress) -> Dataset:
-    """The prepared text; a resumed run keeps the tokenizer it began with."""
+def _data(
+    config: RunConfig, folder: RunFolder, dataset: Dataset | None, resume: bool, report: Progress
+) -> Dataset:
+    """The text, prepared unless it is; a resumed run keeps the tokenizer it began with."""
 
     def note(message: str) -> None:
         report({"kind": "note", "message": message})
 
     context = config.model.context if config.model is not None else 0
-    dataset = prepare(config.data, context=context, notes=note, progress=report)
+    dataset = dataset or prepare(config.data, context=context, notes=note, progress=report)
     if resume and (saved := load_tokenizer(folder.path)).hash != dataset.tokenizer.hash:
         dataset = prepare(config.data, context=context, tokenizer=saved, progress=report)
     return dataset
