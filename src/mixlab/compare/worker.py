@@ -94,7 +94,7 @@ def _dataset(config: RunConfig, job: Mapping[str, Any], channel: Channel) -> Dat
     def note(message: str) -> None:
         channel({"kind": "note", "message": message})
 
-    if job["text"] is not None:
+    if job.get("text") is not None:
         return take(job["text"], config.data, notes=note)
     context = config.model.context if config.model else 0
     return prepare(config.data, context=context, notes=note, progress=channel)
