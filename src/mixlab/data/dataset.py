@@ -141,7 +141,7 @@ def prepare(
     facts["tokens"] = facts["train_tokens"] + facts["valid_tokens"]
     if config.weights:
         facts["mixture"] = _mixture(files, config.weights)
-    return scored(files, tokenizer, facts, config, notes)
+    return scored(files, tokenizer, facts, config, notes, look=look)
 
 
 def scored(
@@ -150,8 +150,10 @@ def scored(
     facts: dict[str, Any],
     config: DataConfig,
     notes: Notes | None,
+    look: bool = False,
 ) -> Dataset:
-    """The dataset of two sides, with as much of the validation text as `config` lets evaluations score."""
+    """The dataset of two sides, with as much of the validation text as `config` lets evaluations score; that
+    is said, unless they are only to be looked at."""
     facts = {**facts, "notes": [said for said in facts["notes"] if not said.endswith(BY_KEY)]}
     valid = sample(files["valid"], config.valid_tokens, tokenizer)
     if valid is not files["valid"] and not look:
