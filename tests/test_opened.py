@@ -106,6 +106,12 @@ def test_mistakes_are_one_sentence(folder: Path) -> None:
     for text in (None, 3, b"x", [3]):
         with pytest.raises(UserError, match="given by its path or a list of paths, not by"):
             run.evaluate(text)  # type: ignore[arg-type]
+    for stride, sentence in (
+        (0, "must be from 1 to the context, 16"),
+        (2.5, "stride must be a whole number"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            run.evaluate(folder.parent / "text.txt", stride=stride)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no file or folder"):
         run.evaluate(folder / "no.txt")
     with pytest.raises(UserError, match="no such run folder"):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixlab.errors import UserError
+from mixlab.errors import UserError, check_number
 
 if TYPE_CHECKING:
     import torch
@@ -181,6 +182,8 @@ class OpenedRun:
         sources = [text] if isinstance(text, str | os.PathLike) else text
         if not (isinstance(sources, Sequence) and all(isinstance(s, str | os.PathLike) for s in sources)):
             raise UserError(f"a text is given by its path or a list of paths, not by {type(text).__name__}")
+        if stride is not None:
+            check_number("stride", stride, Integral)
         tokens, _ = prepare_single(
             [os.fspath(source) for source in sources],
             self.tokenizer,

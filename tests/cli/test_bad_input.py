@@ -26,7 +26,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "text": (["train", "absent.txt", "--preset", "ngram"], "absent.txt"),
     "empty text": (["train", "empty.txt", "--preset", "ngram"], "empty.txt"),
     "short text": ([*TRAIN, "--set", "model.context=100000"], "context"),
-    "huge batch": ([*TRAIN, "--batch-tokens", "1000000000000"], "more than 100 times the"),
+    "huge batch": ([*TRAIN, "--batch-tokens", "1000000000000"], "must be from 1 to 268,435,456"),
+    "batch of many texts": ([*TRAIN, "--batch-tokens", "200000000"], "more than 100 times the"),
     "part": ([*TRAIN, "--set", "model.temporal=atention"], "did you mean 'attention'"),
     "key": (
         [*TRAIN, "--set", "train.optimizer.lrr=1"],
