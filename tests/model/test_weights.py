@@ -116,6 +116,18 @@ def test_weights_of_another_type_and_in_another_order_are_read_into_their_place(
         assert (tensor.data_ptr(), tensor._version > version) == (at, True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_file_of_another_type_fills_a_model_of_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, hollow = mixlab.build_model(SHAPE | {"tied": True}), hollow_model(SHAPE | {"tied": True})
+    stored = {name: t.to(dtype) for name, t in checkpoint.model_tensors(model).items()}
+    save_file(stored, tmp_path / "m")
+    checkpoint.load_model(hollow, tmp_path / "m")
+    assert hollow.head.weight is hollow.embedding.weight
+    for name, parameter in hollow.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, stored[name].float())
+
+
 def test_a_checkpoint_is_read_into_the_parameters_that_an_optimizer_holds(tmp_path: Path) -> None:
     model, other = (mixlab.build_model(SHAPE) for _ in range(2))
     checkpoint.save_model(model, tmp_path / "m")

@@ -20,7 +20,7 @@ Precision = Literal["float32", "float16", "auto"]
 WORTH_PACKING = 1_000_000
 """Parameters from which "auto" packs: weights of fewer are read from the processor's cache as they are."""
 
-WORTH_TOKENS = 64
+WORTH_TOKENS = 128
 """Tokens from which "auto" packs, all that were asked of the same weights together: packing takes about as
 long as that many tokens save."""
 
