@@ -181,7 +181,7 @@ def test_toml_errors_name_the_file_and_the_line(tmp_path: Path) -> None:
     bad.write_text("a = 1\nb = = 2\n")
     with pytest.raises(UserError, match=r"bad\.toml: not valid TOML: .*line 2"):
         read_toml(bad)
-    bad.write_bytes(b"\xff\xfe")
+    bad.write_bytes(b"\xff\xfa")
     with pytest.raises(UserError, match="not UTF-8"):
         read_toml(bad)
     with pytest.raises(UserError, match="no such file"):
@@ -315,3 +315,29 @@ def test_values_nested_beyond_reason_are_one_sentence(tmp_path):
     path.write_text("a = " + "[" * 3000 + "]" * 3000)
     with pytest.raises(UserError, match=r"deep.toml: not a config: its values nest deeper"):
         read_toml(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_toml_is_read_in_what_editors_write(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('name = "\u00e9t\u00e9"\r\n[model]\r\ndim = 3\r\n', encoding=encoding, newline="")
+    assert read_toml(file) == {"name": "\u00e9t\u00e9", "model": {"dim": 3}}
+
+
+@pytest.mark.parametrize("number", ["9" * 4301, "-" + "9" * 5000, "0x" + "f" * 5000, "9" * 400])
+def test_numbers_of_thousands_of_digits_are_one_sentence(tmp_path: Path, number: str) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(f"[train]\nseed = {number}\n")
+    for read in (
+        lambda: config.load_run_config(str(file)),
+        lambda: config.load_run_config("gru", [f"train.seed={number}"]),
+        lambda: config.load_run_config("gru", [f"data.weights=[{number}]"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert len(str(caught.value)) < 250
+
+
+def test_values_that_nest_without_end_are_one_sentence() -> None:
+    with pytest.raises(UserError, match="nest deeper"):
+        config.load_run_config("gru", [f"train.seed={'[' * 5000}"])

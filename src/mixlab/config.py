@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast
 
 from mixlab.errors import UserError, nearest, unknown
+from mixlab.records import DIGITS, parse_toml
 
 if TYPE_CHECKING:
     from mixlab.train.config import RunConfig
@@ -83,7 +84,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where}: expected a finite number, got {value}")
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise UserError(f"{where}: expected a number below 2**63, got {value}")
+        raise UserError(f"{where}: expected a number below 2**63, got {_shown(value)}")
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
         raise UserError(f"{where}: {_shown(value)} is not UTF-8 text: write it in UTF-8")
     if value is None or isinstance(value, bool | int | float | str):
@@ -139,7 +140,12 @@ def _shown(value: Any) -> str:
         return f"a table with {', '.join(map(str, value)) or 'no keys'}"
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value)
+    if isinstance(value, int) and abs(value) > 10**DIGITS:
+        return f"a number of more than {DIGITS} digits"
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -222,17 +228,19 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The tables of a TOML file; UserError for a missing, unreadable or malformed one."""
     path = Path(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (IsADirectoryError, NotADirectoryError):
         raise UserError(f"{path}: not a file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a TOML file (it is not UTF-8 text)") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
-    except RecursionError:
-        raise UserError(f"{path}: not a config: its values nest deeper than any key does") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a config: {error}") from None
 
 
 def preset_names() -> tuple[str, ...]:
@@ -309,9 +317,11 @@ def _descend(table: dict[str, Any], step: str, override: str) -> dict[str, Any]:
 def toml_value(text: str) -> Any:
     """The TOML value that `text` spells, or `text` itself where it spells none."""
     try:
-        tables = tomllib.loads(f"value = {text}")
+        tables = parse_toml(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    except ValueError as error:
+        raise UserError(f"'{_cut(text)}' is no value of a config: {error}") from None
     return tables["value"] if len(tables) == 1 else text
 
 

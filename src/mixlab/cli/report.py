@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typing_extensions import TypedDict
 
 from mixlab.cli.options import Imports, Json
 from mixlab.errors import UserError
+from mixlab.records import checked, read_json
 
 COMPARISON = "comparison.json"
 PER_RUN, SAMPLING = 3.0, 15.0
 """Seconds that a run's sample may take, and all of them: of many runs the last ones go without."""
+
+
+class Comparison(TypedDict):
+    """What a page cannot do without."""
+
+    results: list[dict[str, Any]]
 
 
 def report(
@@ -62,10 +69,9 @@ def read(folder: Path, *, sample_seconds: float = 0.0) -> dict[str, Any]:
     file = folder / COMPARISON
     if not file.is_file():
         return from_run(folder, sample_seconds=sample_seconds)
+    found = read_json(file, object)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        comparison = checked(found, Comparison)
     except ValueError as error:
-        raise UserError(f"{file} is damaged: it is not JSON ({error})") from None
-    if not isinstance(found, dict) or not isinstance(found.get("results"), list):
-        raise UserError(f"{file} is not a comparison: it has no list of results")
-    return found | {"folder": str(folder)}
+        raise UserError(f"{file} is not a comparison ({error})") from None
+    return {**comparison, "folder": str(folder)}

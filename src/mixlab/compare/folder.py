@@ -12,7 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, NotRequired
+
+from annotated_types import Ge, Lt
+from typing_extensions import TypedDict
 
 from mixlab.compare.plan import Entry, Plan
 from mixlab.compare.worker import RESULT
@@ -20,6 +23,7 @@ from mixlab.config import parse, to_mapping
 from mixlab.data.config import DataConfig
 from mixlab.data.streams import STDIN, is_stream, opened
 from mixlab.errors import UserError
+from mixlab.records import read_json
 from mixlab.train.config import RunConfig
 from mixlab.train.files import disk_errors, hold, write_text
 from mixlab.train.folder import MACHINE, differences
@@ -31,6 +35,40 @@ SHOWN = 5
 
 BLOCK = 1 << 20
 """Bytes of standard input that are held at a time."""
+
+
+class Budget(TypedDict):
+    """What is read of a plan's budget."""
+
+    steps: Annotated[int, Ge(1), Lt(2**63)]
+    minutes: NotRequired[float]
+
+
+class SavedPlan(TypedDict):
+    """What is read of plan.json."""
+
+    format: str
+    budget: Budget
+    runs: dict[str, dict[str, Any]]
+
+
+class Result(TypedDict):
+    """What is read of a result.json, but for the report."""
+
+    model: str
+    seed: int
+    status: str
+    reason: str
+    parameters: int
+    bits_per_byte: float | None
+    tokens: int
+    tokens_per_second: float | None
+    seconds: float
+    flops_per_token: int
+    decode_ms_per_token: float | None
+    state_bytes: int
+    peak_memory_bytes: int
+    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,13 +120,11 @@ class ComparisonFolder:
         if not self.plan.exists():
             return None
         try:
-            saved = json.loads(self.plan.read_text(encoding="utf-8"))
-            if saved["format"] != FORMAT or not isinstance(saved["runs"], dict):
-                raise ValueError(saved["format"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{self.plan} is damaged or of another version: choose another --out, or remove {self.path}"
-            ) from None
+            saved = read_json(self.plan, SavedPlan)
+            if saved["format"] != FORMAT:
+                raise UserError(f"{self.plan} is of another version")
+        except UserError as error:
+            raise UserError(f"{error}: choose another --out, or remove {self.path}") from None
         return dict(saved)
 
     def begin(self, plan: Plan, corpus: Mapping[str, Any]) -> None:
@@ -117,14 +153,12 @@ class ComparisonFolder:
     def result(self, entry: Entry) -> dict[str, Any] | None:
         """The finished result of a run, if it has one and its config is the entry's."""
         try:
-            result = json.loads((self.run(entry) / RESULT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if not isinstance(result, dict):
+            result = read_json(self.run(entry) / RESULT, Result)
+        except UserError:
             return None
         config = {entry.label: _plain(to_mapping(entry.config))}
-        made = {entry.label: _written_now(RunConfig, result.get("config"))}
-        return None if _differing(made, config) else result
+        made = {entry.label: _written_now(RunConfig, result["config"])}
+        return None if _differing(made, config) else dict(result)
 
     def prepare_run(self, entry: Entry) -> bool:
         """Whether the run was begun and can be resumed; what a process killed earlier left goes.

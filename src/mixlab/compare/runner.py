@@ -25,6 +25,7 @@ from mixlab.compare.workers import Workers, can_fork
 from mixlab.config import to_mapping
 from mixlab.data.streams import is_stream
 from mixlab.errors import RunFailed
+from mixlab.train.files import check_name
 from mixlab.train.metrics import Line
 from mixlab.train.progress import Progress, Told
 
@@ -63,6 +64,7 @@ def compare(
     """
     request = request.validate()
     folder = ComparisonFolder(Path(out))
+    check_name(folder.path)
     folder.check_usable()
     progress = Told(progress or (lambda line: None))
     with folder.locked():

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mixlab.compare.fairness import compact
+from mixlab.records import checked, parse_json
 from mixlab.train.metrics import Line
 
 FILE = "processes.jsonl"
@@ -70,9 +71,9 @@ def read(run: Path) -> list[dict[str, Any]]:
         return found
     for text in lines:
         try:
-            line = json.loads(text)
-            first = int(line["step"])
-        except (ValueError, KeyError, TypeError):
+            line = checked(parse_json(text), dict[str, Any])
+            first = checked(line.get("step"), int)
+        except ValueError:
             continue
         found = [earlier for earlier in found if earlier["step"] < first] + [line]
     return found

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mixlab.errors import UserError, unknown
+from mixlab.records import checked, parse_json
 
 FILE_NAME = "tokenizer.json"
 END = "\0"
@@ -240,10 +241,10 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     """Read the `tokenizer.json` in `directory`; `UserError` when it is missing or not one of ours."""
     path = Path(directory, FILE_NAME)
     try:
-        return from_json(json.loads(path.read_bytes()))
+        return from_json(checked(parse_json(path.read_bytes()), dict[str, Any]))
     except OSError as error:
         raise UserError(f"no tokenizer can be read from '{path}': {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # that of the tokenizers library has no narrower type
         raise UserError(f"'{path}' is not a tokenizer that mixlab wrote: {error}") from None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from mixlab.errors import UserError
 from mixlab.model.ngram_estimate import Floats, Ints, Level, as_documents, as_ids, check_ids, estimate
+from mixlab.records import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -238,7 +239,7 @@ class NGram:
 
         directory = _path(directory, "an n-gram is given by the path of its folder, not by")
         try:
-            facts = json.loads((directory / _FACTS).read_text(encoding="utf-8"))
+            facts = parse_json((directory / _FACTS).read_bytes())
             data = (directory / _TENSORS).read_bytes()
         except OSError as error:
             missing = Path(error.filename or directory).name

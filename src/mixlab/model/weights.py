@@ -70,6 +70,10 @@ class StoredTensors(Mapping[str, Tensor]):
         """Of a tensor, without reading it."""
         return self._entries[name].shape
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a tensor, without reading it."""
+        return self._entries[name].dtype
+
     @torch.no_grad()
     def read_into(self, name: str, tensor: Tensor) -> None:
         """Replace the content of `tensor` by the one of that name: in place, rounded to its type."""
@@ -158,11 +162,15 @@ def without_aliases(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]
     return kept, aliases
 
 
-def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Make `tensors` the parameters and buffers of `model`; what was tied, named once in them, stays so."""
+def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
+    """Make `tensors` the parameters and buffers of `model`; what was tied, named once in them, stays so.
+
+    Returns what torch's `load_state_dict` does: the names that are missing and unexpected.
+    """
     aliases = without_aliases(model)[1]
-    model.load_state_dict(tensors, strict=False, assign=True)
+    differences = model.load_state_dict(tensors, strict=False, assign=True)
     for alias, name in aliases.items():
         parent, _, last = alias.rpartition(".")
         holder, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), last, getattr(model.get_submodule(holder), own))
+    return differences

@@ -14,7 +14,7 @@ from typing import Any
 from mixlab.errors import UserError
 from mixlab.report.figures import Figure
 from mixlab.report.palette import THEMES
-from mixlab.train.files import disk_errors, write_text
+from mixlab.train.files import check_name, disk_errors, write_text
 
 MARK = b'<meta name="generator" content="mixlab">'
 """By which a report is known."""
@@ -87,6 +87,7 @@ def _hash(script: str) -> str:
 
 def check_place(path: Path) -> None:
     """UserError if `path` holds something other than a report: a text given for a report is not lost."""
+    check_name(path)
     if path.is_dir():
         raise UserError(f"cannot write the report to {path}: it is a folder; name a file in it")
     if path.is_file() and path.stat().st_size:

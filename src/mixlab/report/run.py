@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
+from mixlab.config import read_toml
 from mixlab.errors import UserError
+from mixlab.records import read_json
 from mixlab.report.meters import gather
 from mixlab.report.view import mapping, number, rows
 
@@ -33,10 +33,10 @@ def from_run(run_dir: Path, *, sample_seconds: float = 0.0) -> dict[str, Any]:
     if not (run_dir / "config.toml").is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no config.toml")
     corpus = _json(run_dir / "data.json")
-    config = _toml(run_dir / "config.toml")
+    config = read_toml(run_dir / "config.toml")
     if corpus.get("sources") == []:  # saved from Python: of the config only the model says what was done
         config = {key: value for key, value in config.items() if key not in ("data", "train")}
-    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if isinstance(line, dict)]
+    lines = read_metrics(run_dir / "metrics.jsonl")
     model, train = mapping(config.get("model")), mapping(config.get("train"))
     result = _result(config, lines) | _counts(model) | {"sources": _sources(lines, corpus)}
     if result["status"] == "running" and not is_locked(run_dir):
@@ -193,16 +193,9 @@ def _counts(model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-
-
 def _json(path: Path) -> dict[str, Any]:
     """The object in a JSON file that a run may lack or be writing; empty if it cannot be read."""
     try:
-        return mapping(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return read_json(path, dict[str, Any])
+    except UserError:
         return {}

@@ -6,7 +6,6 @@ that cannot keep them, the change is told.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from mixlab.errors import UserError
+from mixlab.records import read_json
 from mixlab.train import machine, threads
 from mixlab.train.config import Device, Dtype, RunConfig, TrainConfig
 from mixlab.train.precision import resolve
@@ -69,9 +69,9 @@ def recorded(config: RunConfig, environment: Path, metrics: Path) -> RunConfig:
 
     used: dict[str, Any] = {}
     try:
-        facts = json.loads(environment.read_text(encoding="utf-8"))["machine"]
+        facts = read_json(environment, dict[str, Any])["machine"]
         used = {"device": facts["device"], "threads": facts["threads"], "dtype": _name(facts["use_bfloat16"])}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (UserError, TypeError, KeyError):
         pass
     try:
         ends = read_metrics(metrics, "end") if metrics.is_file() else []

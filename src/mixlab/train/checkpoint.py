@@ -13,22 +13,25 @@ since is found by its hashes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from mixlab.errors import UserError
 from mixlab.model.weights import StoredTensors, assign, without_aliases
+from mixlab.records import DIGITS, read_json
 from mixlab.train.files import fsync, sha256, write_text
 
 FORMAT = 1
@@ -45,6 +48,22 @@ DAMAGED = "damaged-"
 Read = TypeVar("Read")
 
 
+class FileFacts(TypedDict):
+    """What a manifest says of a file."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(TypedDict):
+    """manifest.json; sha256 is of the rest of it."""
+
+    format: int
+    step: int
+    files: dict[str, FileFacts]
+    sha256: str
+
+
 class DamagedError(UserError):
     """A checkpoint that is not what was written; the message names the file."""
 
@@ -57,7 +76,8 @@ def name_of(step: int) -> str:
 def step_of(path: Path) -> int:
     """The step a checkpoint folder is named for; -1 if it is not one."""
     digits = path.name.removeprefix(PREFIX)
-    return int(digits) if path.name.startswith(PREFIX) and digits.isdigit() else -1
+    named = path.name.startswith(PREFIX) and digits.isascii() and digits.isdigit() and len(digits) < DIGITS
+    return int(digits) if named else -1
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -115,36 +135,50 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def verify(path: Path) -> dict[str, Any]:
+def verify(path: Path) -> Manifest:
     """The manifest of a checkpoint; DamagedError names the first file that is not as it was written."""
     manifest_path = path / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
-        listed = {str(name): (facts["sha256"], facts["bytes"]) for name, facts in manifest["files"].items()}
-        own = manifest["sha256"]
-    except FileNotFoundError:
-        raise DamagedError(f"{manifest_path} is missing: {path} is not a whole checkpoint") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedError(f"{manifest_path} is damaged: it is not a checkpoint's manifest") from None
-    if own != _digest(manifest):
+        manifest = read_json(manifest_path, Manifest)
+    except UserError as error:
+        if not manifest_path.exists():
+            raise DamagedError(f"{manifest_path} is missing: {path} is not a whole checkpoint") from None
+        raise DamagedError(f"{error}: it is not a checkpoint's manifest") from None
+    if manifest["sha256"] != _digest(manifest):
         raise DamagedError(f"{manifest_path} is damaged: its sha256 is not the one it was written with")
-    if manifest.get("format") != FORMAT:
-        raise UserError(
-            f"{manifest_path} has format {manifest.get('format')}; this mixlab reads format {FORMAT}"
-        )
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{manifest_path} has format {manifest['format']}; this mixlab reads format {FORMAT}")
     if step_of(path) not in (-1, manifest["step"]):
         raise DamagedError(f"{path} is not what its name says: it was written as step {manifest['step']}")
-    for name, (digest, size) in listed.items():
+    for name, facts in manifest["files"].items():
         file = path / name
         if not file.is_file():
             raise DamagedError(f"{file} is missing from the checkpoint")
-        if file.stat().st_size != size:
+        size = file.stat().st_size
+        if size != facts["bytes"]:
             raise DamagedError(
-                f"{file} is damaged: it has {file.stat().st_size} bytes and was written with {size}"
+                f"{file} is damaged: it has {size} bytes and was written with {facts['bytes']}"
             )
-        if sha256(file) != digest:
+        if sha256(file) != facts["sha256"]:
             raise DamagedError(f"{file} is damaged: its sha256 is not the one it was written with")
     return manifest
+
+
+def scalars(path: Path) -> dict[str, Any]:
+    """The training.json of a checkpoint; UserError if it cannot be read."""
+    return read_json(path / SCALARS, dict[str, Any])
+
+
+@contextlib.contextmanager
+def loading(path: Path) -> Iterator[None]:
+    """Inside, what a whole checkpoint at `path` holds and this run cannot take is a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {_last_line(error)}"
+        raise UserError(f"{path} does not hold what this run continues from ({reason})") from None
 
 
 def first_whole(candidates: list[Path], notes: Callable[[str], None]) -> Path:
@@ -229,6 +263,9 @@ def load_model(model: nn.Module, path: Path) -> None:
     if shapes != {name: stored.shape(name) for name in stored}:
         _load_as_it_fits(model, path, set(aliases))
         return
+    for name, tensor in own.items():
+        if tensor.is_floating_point() != stored.dtype(name).is_floating_point:
+            raise UserError(f"{path} does not fit the run's config: {name} is {stored.dtype(name)}")
     hollow = [name for name, tensor in own.items() if tensor.is_meta]
     for name in own.keys() - set(hollow):
         _reading(path, stored.read_into, name, own[name])
@@ -238,7 +275,11 @@ def load_model(model: nn.Module, path: Path) -> None:
 def _load_as_it_fits(model: nn.Module, path: Path, aliases: set[str]) -> None:
     """As the model's own modules put tensors of other names or shapes into themselves, if any do."""
     try:
-        missing, unexpected = model.load_state_dict(load_tensors(path), strict=False)
+        tensors = load_tensors(path)
+        hollow = any(tensor.is_meta for tensor in model.state_dict().values())
+        missing, unexpected = (
+            assign(model, tensors) if hollow else model.load_state_dict(tensors, strict=False)
+        )
     except RuntimeError as error:
         raise UserError(f"{path} does not fit the run's config: {_last_line(error)}") from None
     wrong = sorted((set(missing) - aliases) | set(unexpected))
@@ -266,4 +307,4 @@ def training_only(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()
+    return (str(error).strip().splitlines() or ["no reason given"])[-1].strip()

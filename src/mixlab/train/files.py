@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -26,6 +27,18 @@ def disk_errors(what: str, *, failure: type[UserError] | type[RunFailed] = RunFa
         raise failure(f"cannot write {what}{where}: {error.strerror or error}") from error
 
 
+def check_name(path: Path) -> None:
+    """UserError for a path that no file can have, here: a name too long, a NUL in it, links in a circle."""
+    shown = str(path) if len(str(path)) <= 80 else f"{str(path)[:77]}..."
+    try:
+        path.stat()
+    except ValueError:
+        raise UserError(f"{shown!r} cannot be the name of a file: it holds a NUL or is not text") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise UserError(f"{shown}: {(error.strerror or str(error)).lower()}") from None
+
+
 def fsync(path: Path) -> None:
     """Make what is in the file, or which names are in the folder, outlive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -37,7 +50,7 @@ def fsync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file by `text` at once; an OSError names the file, not what it is first written as."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")  # as long a name may be too long
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")
         fsync(temporary)

@@ -14,6 +14,7 @@ from mixlab.data import Dataset
 from mixlab.data.tokenizer import Tokenizer
 from mixlab.errors import UserError
 from mixlab.imports import check_imported, providers
+from mixlab.records import read_json
 from mixlab.train.auto import fill, recorded
 from mixlab.train.config import HORIZONS, RunConfig
 from mixlab.train.files import disk_errors, hold, write_text
@@ -119,14 +120,19 @@ class RunFolder:
         """
         if not self.config.is_file():
             raise UserError(f"{self.path} is not a run: it has no {self.config.name}")
-        config = parse(RunConfig, read_toml(self.config))
-        check_imported(self._recorded_imports(), str(self.path))
+        tables = read_toml(self.config)
+        try:
+            config = parse(RunConfig, tables)
+            check_imported(self._recorded_imports(), str(self.path))
+            config.validate()
+        except UserError as error:
+            raise UserError(f"{self.config}: {error}") from None
         return recorded(config, self.environment, self.metrics)
 
     def _recorded_imports(self) -> Any:
         """What `write_start` noted of the parts' origins; None where the file is missing or damaged."""
         try:
-            return read_json(self.environment).get("imports")
+            return read_json(self.environment, dict[str, Any]).get("imports")
         except UserError:
             return None  # a part that is missing is then merely unknown
 
@@ -135,7 +141,7 @@ class RunFolder:
 
         UserError if anything does, unless `force`; another tokenizer is an error in any case.
         """
-        facts = read_json(self.data)
+        facts = read_json(self.data, dict[str, Any])
         kept = facts.get("tokenizer")
         expected = kept.get("hash") if isinstance(kept, Mapping) else None
         check_tokenizer(dataset.tokenizer, expected, self, self.path)
@@ -243,11 +249,3 @@ def check_tokenizer(tokenizer: Tokenizer, expected: str | None, folder: RunFolde
             f"{folder.tokenizer} is not the tokenizer that {made} was made with: its tokens would mean other "
             "text; put the run's own back"
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a run folder; UserError if it cannot be read as one."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is missing or damaged ({error})") from None

@@ -37,7 +37,7 @@ from mixlab.train.config import RunConfig, TrainConfig
 from mixlab.train.counters import Clock, Counters
 from mixlab.train.evaluate import EvaluationStopped
 from mixlab.train.evaluations import Evaluations
-from mixlab.train.files import disk_errors
+from mixlab.train.files import check_name, disk_errors
 from mixlab.train.folder import Changes, RunFolder, check_allowed, listed, resolve
 from mixlab.train.metrics import Line, cut_back
 from mixlab.train.optimizers import Optimizers
@@ -96,6 +96,7 @@ def _train(
     config.validate()
     report = Sinks(config.train.sinks, optional=config.train.sinks_optional, report=Told(progress or _warn))
     folder = RunFolder(Path(out))
+    check_name(folder.path)
     begun = folder.read_config() if resume else None
     if begun is None:
         folder.check_free()

@@ -65,11 +65,71 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required
 
+from annotated_types import Ge, Len, Lt
+from typing_extensions import TypedDict
+
+from mixlab.records import checked, parse_json
 from mixlab.train.files import write_text
 
 Line = dict[str, Any]
+
+Values = dict[str, float | None]
+PerLayer = list[float | None]
+
+
+class Known(TypedDict, total=False):
+    """The types of a line's values, of those that more is made of than a picture."""
+
+    kind: Required[str]
+    step: Annotated[int, Ge(0), Lt(2**63)]
+    tokens: float
+    seconds: float
+    flops: float
+    loss: float | None
+    lr: float | None
+    learning_rates: Values
+    grad_norm: float | None
+    update_ratio: Values
+    tokens_per_second: float | None
+    bits_per_byte: float | None
+    nats_per_token: float | None
+    loss_by_position: PerLayer
+    sources: Values
+    full: bool
+    attention_logit: PerLayer
+    attention_entropy: PerLayer
+    effective_rank: PerLayer
+    dead_units: PerLayer
+    loss_rise: float | None
+    gradient_jump: float | None
+    warnings: dict[str, str]
+    changes: dict[str, Annotated[list[Any], Len(2, 2)]]
+    status: str
+    message: str
+
+
+class _Placed(Known):
+    """A line of the run's course, not its end."""
+
+    step: Required[Annotated[int, Ge(0), Lt(2**63)]]  # type: ignore[misc]
+
+
+class _Eval(_Placed):
+    bits_per_byte: Required[float | None]  # type: ignore[misc]
+
+
+class _Watch(_Placed):
+    warnings: Required[dict[str, str]]  # type: ignore[misc]
+
+
+class _Config(_Placed):
+    changes: Required[dict[str, Annotated[list[Any], Len(2, 2)]]]  # type: ignore[misc]
+
+
+_SHAPES: dict[Any, type] = {"eval": _Eval, "watch": _Watch, "config": _Config, "end": Known}
+
 
 TIMES = (
     "seconds", "tokens_per_second", "flops_per_second", "peak_fraction", "memory_bytes", "peak_memory_bytes",
@@ -111,7 +171,7 @@ class MetricsLog:
 def read_metrics(path: Path, kind: str | None = None) -> list[Line]:
     """The lines of a metrics.jsonl, or of one kind; none if it is absent.
 
-    A line that is not whole (a crash, a run that is writing right now) is left out.
+    A line that is not whole (a crash, a run that is writing right now) or not of the types above is left out.
     """
     if not path.exists():
         return []
@@ -120,10 +180,11 @@ def read_metrics(path: Path, kind: str | None = None) -> list[Line]:
         if kind is not None and f'"{kind}"' not in text:
             continue  # spares parsing the many step lines when the few evaluations are wanted
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            line = checked(parse_json(text), dict[str, Any])
+            checked(line, _SHAPES.get(str(line.get("kind")), _Placed))
+        except ValueError:
             continue
-        if kind is None or line.get("kind") == kind:
+        if kind is None or line["kind"] == kind:
             lines.append(line)
     return lines
 

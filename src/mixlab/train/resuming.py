@@ -12,7 +12,7 @@ from mixlab.data import Dataset
 from mixlab.errors import UserError
 from mixlab.train import checkpoint
 from mixlab.train.config import RunConfig
-from mixlab.train.folder import Changes, RunFolder, changed, check_tokenizer, listed, read_json
+from mixlab.train.folder import Changes, RunFolder, changed, check_tokenizer, listed
 from mixlab.train.metrics import read_metrics
 
 ANOTHER_OPTIMIZER = ("train.optimizer.kind", "train.optimizer.options")
@@ -35,7 +35,7 @@ def changed_since(path: Path, folder: RunFolder, config: RunConfig, dataset: Dat
     What the record says was changed by force at this checkpoint is settled. UserError for a tokenizer that is
     not the checkpoint's. A checkpoint of an older mixlab does not say: the folder's word is taken.
     """
-    scalars = read_json(path / checkpoint.SCALARS)
+    scalars = checkpoint.scalars(path)
     check_tokenizer(dataset.tokenizer, scalars.get("tokenizer"), folder, path)
     if "config" not in scalars:
         return {}
@@ -45,7 +45,11 @@ def changed_since(path: Path, folder: RunFolder, config: RunConfig, dataset: Dat
         if line["step"] == checkpoint.step_of(path)
         for key, (_, now) in line["changes"].items()
     }
-    found = changed(parse(RunConfig, scalars["config"]), config)
+    try:
+        made_with = parse(RunConfig, scalars["config"])
+    except UserError as error:
+        raise UserError(f"{path / checkpoint.SCALARS}: config: {error}") from None
+    found = changed(made_with, config)
     text = scalars.get("text")
     if text not in (None, dataset.facts.get("sha256")):
         found["text.sha256"] = text, dataset.facts.get("sha256")

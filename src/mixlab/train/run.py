@@ -20,7 +20,8 @@ from mixlab.train import auto, checkpoint, diagnose, machine, surroundings, thre
 from mixlab.train.config import RunConfig
 from mixlab.train.count import CONTEXT
 from mixlab.train.evaluate import Evaluation, evaluate
-from mixlab.train.folder import RunFolder, check_tokenizer, read_json
+from mixlab.train.files import check_name
+from mixlab.train.folder import RunFolder, check_tokenizer
 from mixlab.train.metrics import best_step
 
 Notes = Callable[[str], None]
@@ -96,6 +97,7 @@ def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:
         path = Path(path)
     except TypeError:
         raise UserError(f"a run is given by the path of its folder, not by {type(path).__name__}") from None
+    check_name(path)
     if not path.is_dir():
         raise UserError(
             f"{path}: no such run folder" if not path.exists() else f"{path} is a file, not a run folder"
@@ -109,8 +111,12 @@ def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:
     else:
         chosen = checkpoint.first_whole(_by_merit(folder), notes or _warn)
     tokenizer = load_tokenizer(folder.path)
-    expected = read_json(chosen / checkpoint.SCALARS).get("tokenizer")
-    check_tokenizer(tokenizer, expected, folder, chosen)
+    check_tokenizer(tokenizer, checkpoint.scalars(chosen).get("tokenizer"), folder, chosen)
+    if config.model is not None and config.model.vocab_size != tokenizer.vocab_size:
+        raise UserError(
+            f"{folder.tokenizer} has {tokenizer.vocab_size} tokens and the model of {folder.config} "
+            f"{config.model.vocab_size} (model.vocab_size): put the run's own tokenizer back"
+        )
     return Run(folder.path, config, tokenizer, chosen)
 
 

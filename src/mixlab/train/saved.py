@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mixlab.errors import UserError
 from mixlab.model.language_model import LanguageModel
 from mixlab.model.ngram import NGram, NGramConfig
 from mixlab.model.weights import hollow_model
+from mixlab.records import read_json
 from mixlab.train import checkpoint, diagnose, machine
 from mixlab.train.config import RunConfig, TrainConfig
 from mixlab.train.files import disk_errors, write_text
@@ -55,10 +55,10 @@ def save(model: LanguageModel | NGram, path: Path | str, *, tokenizer: Tokenizer
 def check_trained(folder: RunFolder) -> None:
     """UserError for a run that was saved from Python: there is no text and no optimizer state to resume."""
     try:
-        facts = json.loads(folder.data.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        facts = read_json(folder.data, dict[str, Any])
+    except UserError:
         return  # what reads it next says what is wrong
-    if isinstance(facts, Mapping) and facts.get("sources") == NO_TEXT:
+    if facts.get("sources") == NO_TEXT:
         raise UserError(
             f"{folder.path} was saved from Python: it holds a model, but no text and no optimizer state to "
             "resume with; train it in Python (mixlab.open(RUN).model) and save it again, or start a new run"

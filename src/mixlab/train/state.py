@@ -16,7 +16,6 @@ from mixlab.model.language_model import LanguageModel
 from mixlab.train import checkpoint, randomness
 from mixlab.train.average import Average
 from mixlab.train.counters import Counters
-from mixlab.train.folder import read_json
 from mixlab.train.optimizers import Optimizers
 
 TRAINED = "trained."
@@ -79,9 +78,13 @@ class State:
     def load(self, path: Path, *, afresh: Collection[str] = ()) -> None:
         """Put back the `contents` that are in a checkpoint's folder, but for "optimizer" and "batches" where
         these are to begin afresh."""
+        with checkpoint.loading(path):
+            self._load(path, afresh)
+
+    def _load(self, path: Path, afresh: Collection[str]) -> None:
         checkpoint.load_model(self.model, path / checkpoint.MODEL)
         tensors = checkpoint.load_tensors(path / checkpoint.TENSORS)
-        scalars = read_json(path / checkpoint.SCALARS)
+        scalars = checkpoint.scalars(path)
         random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random.")}
         self._load_average(tensors)
         self._load_training_only(tensors)
