@@ -300,3 +300,53 @@ def test_the_meters_of_runs_draw_and_fit(browser: Any, media: Callable[..., None
         )
         assert {f"meter-{name}" for name in ("attention_logit", "effective_rank", "dead_units")} <= set(bands)
     assert browser.get_log("browser") == []
+
+
+def test_a_wide_table_shows_that_it_goes_on(browser: Any, media: Callable[..., None], tmp_path: Path) -> None:
+    browser.get(write_report(comparison(), tmp_path / "wide.html").as_uri())
+
+    def shown() -> tuple[str, bool]:
+        return tuple(
+            browser.execute_script(
+                """
+                const scroller = document.querySelector('.scroller');
+                return [getComputedStyle(scroller, '::after').opacity,
+                        getComputedStyle(scroller.nextElementSibling).display !== 'none'];
+                """
+            )
+        )
+
+    def at(place: str) -> None:
+        browser.execute_async_script(
+            f"const box = document.querySelector('.scroll'); box.scrollLeft = {place};"
+            "setTimeout(arguments[0], 400);"  # the shadow fades
+        )
+
+    media(width=390)
+    at("0")
+    assert shown() == ("1", True)
+    at("box.scrollWidth")
+    assert shown() == ("0", True)
+    media(width=1280)
+    at("0")
+    assert shown() == ("0", False)
+
+
+def test_the_numbers_can_be_downloaded(browser: Any, media: Callable[..., None], tmp_path: Path) -> None:
+    browser.get(write_report(comparison(), tmp_path / "numbers.html").as_uri())
+    settle(browser)
+    found = browser.execute_async_script(
+        """
+        const done = arguments[0], kept = [], make = URL.createObjectURL;
+        URL.createObjectURL = (blob) => { kept.push(blob); return make(blob); };
+        HTMLAnchorElement.prototype.click = function () { kept.push(this.download); };
+        document.querySelectorAll('[data-download]').forEach((button) => button.click());
+        Promise.all(kept.map((item) => item.text ? item.text() : item)).then(done);
+        """
+    )
+    texts = dict(zip(found[1::2], found[::2], strict=True))
+    assert len(texts) == 3
+    everything = next(json.loads(text) for name, text in texts.items() if name.endswith(".json"))
+    assert len(everything["results"]) == len(comparison()["results"])
+    assert sum(text.startswith("model,seed,") for text in texts.values()) == 2
+    assert browser.get_log("browser") == []

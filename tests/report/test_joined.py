@@ -110,7 +110,7 @@ def test_what_the_runs_do_not_share_is_named(tmp_path: Path):
     html = page(tmp_path, TEXT, TEXT | {"tokenizer": letters}, TEXT, dims=(32, 32, 64))
     assert "The runs had different tokenizers: byte of 257 (a, c), char of 14 (b)." in html
     assert re.search(r"different numbers of parameters: [\d.,]+k? \(a, b\), [\d.,]+k \(c\)\.", html)
-    assert "<dt>Tokenizer kind</dt><dd>a and c: byte; b: char</dd>" in html
+    assert "<dt>Tokenizer</dt><dd>a and c: byte; b: char</dd>" in html
     assert "<dt>Split</dt><dd>by documents</dd>" in html
     assert "the height of the curves does not compare" in html
     assert "Of these runs a has the lowest loss of 3 neural models" in html

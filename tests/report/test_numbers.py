@@ -165,7 +165,7 @@ def test_facts_take_any_shape():
         )
     )
     assert found == {
-        "Train bytes": "2,048 bytes (2.00 KiB)",
-        "Tokenizer kind": "byte",
+        "Training bytes": "2,048 bytes (2.00 KiB)",
+        "Tokenizer": "byte",
         "Files": "a, b, c, d, e, f and 2 more",
     }

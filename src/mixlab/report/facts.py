@@ -39,10 +39,24 @@ def together(named: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, str
     return shown
 
 
-_WORDS = {"cpu": "CPU", "gpu": "GPU", "sha256": "SHA-256", "torch": "PyTorch", "os": "OS", "utf8": "UTF-8"}
+_WORDS = {
+    "cpu": "CPU", "gpu": "GPU", "sha256": "SHA-256", "torch": "PyTorch", "os": "OS", "utf8": "UTF-8",
+    "train": "training", "valid": "validation", "vocab": "vocabulary", "flops": "speed", "git": "Git commit",
+    "ngram": "n-gram",
+}  # fmt: skip
+_NAMES = {
+    "replaced": "Replaced characters",
+    "machine device": "Device",
+    "machine name": "Processor",
+    "machine reason": "Precision",
+    "tokenizer kind": "Tokenizer",
+}
+"""What a key alone does not say."""
 
 
 def _title(name: str) -> str:
+    if name in _NAMES:
+        return _NAMES[name]
     words = [_WORDS.get(word, word) for word in name.split()]
     name = " ".join(words)
     return name if words[:1] == ["mixlab"] else name[:1].upper() + name[1:]
@@ -69,16 +83,22 @@ def _number(key: str, value: float) -> str:
     """A number with the unit that its key names."""
     low = key.lower()
     if "bandwidth" in low:
-        return f"{count(value)}B/s" if value >= 1e6 else f"{value:g}"
+        return f"{_spaced(value)}B/s" if value >= 1e6 else f"{value:g}"
     if low.endswith("bytes") or low == "bytes" or low.startswith(("memory", "ram")):
         return f"{value:,.0f} bytes ({size(value)})" if value >= 1024 else f"{value:,.0f} bytes"
     if "flops" in low:
-        return f"{count(value)}FLOP/s" if value >= 1e6 else f"{value:g}"
+        return f"{_spaced(value)}FLOP/s" if value >= 1e6 else f"{value:g}"
     if low.endswith("seconds"):
         return duration(value)
     if isinstance(value, int) or float(value).is_integer():
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+def _spaced(value: float) -> str:
+    """29,000,000,000 -> '29.0 G': a unit follows."""
+    text = count(value)
+    return f"{text[:-1]} {text[-1]}" if text[-1].isalpha() else f"{text} "
 
 
 def config_text(config: dict[str, Any]) -> str:

@@ -373,7 +373,7 @@ def component_figure(
         return None
     names = list(dict.fromkeys(name for name in COMPONENTS if any(name in values for _, values in shown)))
     names += sorted({name for _, values in shown for name in values} - set(names))
-    ticks = [f'<span style="color:${model.slot}">●</span> {_short(model.name, 16)}' for model, _ in shown]
+    ticks = [f'<span style="color:${model.slot}">●</span> {_short(model.label, 16)}' for model, _ in shown]
     totals = [sum(values.values()) for _, values in shown]
     data = []
     for index, name in enumerate(names):

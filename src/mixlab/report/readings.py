@@ -178,6 +178,9 @@ def component_parameters(models: list[ModelView]) -> str:
     sums = component_sums(models, "parameters")
     if not sums:
         return ""
+    if all(model.is_baseline for model, _ in sums):
+        stored = [f"{count(sum(values.values()))} of {model.name}" for model, values in sums]
+        return f"Stored counts are no weights: {listed(stored)}."
     totals = [model.mean("parameters") or sum(values.values()) for model, values in sums]
     temporal = [(values.get("temporal", 0.0) / sum(values.values()), model.name) for model, values in sums]
     (most, name), (least, other) = max(temporal), min(temporal)

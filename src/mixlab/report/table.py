@@ -251,7 +251,7 @@ def footnotes(models: list[ModelView], evaluation: dict[str, Any] | None = None)
     seeds = sorted({model.seeds for model in models if model.seeds and not model.is_baseline})
     notes = []
     scored, valid = (number(mapping(evaluation).get(key)) for key in ("tokens_scored", "valid_tokens"))
-    if scored and valid:
+    if scored and valid and any(model.bits is not None for model in models):
         part = "all" if scored >= valid else percent(scored / valid)
         notes.append(f"The validation loss is over {count(scored)} tokens, {part} of the validation text.")
     if seeds and seeds[-1] > 1:

@@ -164,7 +164,8 @@ def against_baselines(best: ModelView, models: Sequence[ModelView]) -> str:
 
 def _alone(best: ModelView) -> str:
     half = half_width(best.values("bits_per_byte"))
-    words = f"{best.name} reaches {bits(best.bits)} bits per byte"
+    name = best.name if best.name == best.base else f"{best.base} {counted(best)}"
+    words = f"{name} reaches {bits(best.bits)} bits per byte"
     words += f" (± {bits(half)} over {best.seeds} seeds)" if half is not None else ""
     tokens, seconds = best.mean("tokens"), best.mean("seconds")
     words += f" after {count(tokens)} tokens" if tokens else ""
