@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from mixlab.compare.request import Request
 from mixlab.compare.runner import Stopped, compare
 from mixlab.data.config import DataConfig
 from mixlab.errors import UserError
+from mixlab.report.recommend import conclude
 from mixlab.train.folder import RunFolder
 from mixlab.train.metrics import read_metrics
 from tests.compare.conftest import TEXT, TINY
@@ -101,6 +103,20 @@ def test_models_that_fail_are_reported_with_their_reason_and_the_others_finish(f
     assert results["raising"]["reason"] == "ZeroDivisionError: this part never works (broken.py:9)"
     assert "killed, most likely for want of memory" in results["dying"]["reason"]
     assert results["unbuildable"]["reason"] == "it cannot be built: LookupError: no such table"
+
+
+def test_the_command_that_is_recommended_trains_the_best_model_on_the_text(
+    finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = conclude(finished["comparison"]).command
+    words = shlex.split(command)
+    assert words[:2] == ["mixlab", "train"] and "--import" in words
+    words[words.index("--epochs") + 1] = "0.0005"  # a step or two
+    monkeypatch.chdir(finished["out"].parent)
+    assert run([*words[1:], "--out", str(tmp_path / "next")]) == 0
+    config = RunFolder(tmp_path / "next").read_config()
+    assert config.name == "transformer" and config.train.steps is None  # the length is the command's
+    assert read_metrics(tmp_path / "next" / "metrics.jsonl", "step")
 
 
 def test_a_result_has_every_number_of_the_table_and_they_agree_with_the_run(finished) -> None:

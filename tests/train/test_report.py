@@ -82,3 +82,22 @@ def test_a_report_of_a_run_that_diverged_shows_how_and_says_what_to_do(config: A
     assert "train.optimizer.clip=1, as clipping is off" in text
     assert "Step 1 (1 of 1 looks): the update-to-weight ratio is " in text
     assert {"meter-grad_norm", "loss-tokens", "meter-update_ratio"} <= set(figures)
+
+
+def test_a_runs_page_has_a_sample_of_its_best_checkpoint(
+    config: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    train(with_train(config, steps=2), folder, progress=lambda line: None)
+    assert "A sample" not in page(folder)[0]
+    (result,) = from_run(folder, sample_seconds=5.0)["results"]
+    again = from_run(folder, sample_seconds=5.0)["results"][0]
+    assert result["sample"]["text"] and result["sample"] == again["sample"]
+    html = render(from_run(folder, sample_seconds=5.0))
+    assert "A sample" in Page(html).text and "The prompt is set in bold" not in html
+    monkeypatch.setattr("mixlab.report.run.LARGEST", 10)
+    assert "sample" not in from_run(folder, sample_seconds=5.0)["results"][0]
+    monkeypatch.undo()
+    for weights in folder.glob("checkpoints/*/model.safetensors"):
+        weights.write_bytes(b"damaged")
+    assert "sample" not in from_run(folder, sample_seconds=5.0)["results"][0]
