@@ -307,8 +307,9 @@ def test_streams_need_an_end_of_a_document_at_zero() -> None:
     assert tokenizer.encode_stretch("the cat").tolist() == one
     other = from_json(content_of("byte-level, added tokens"))
     assert other.end == FOREIGN["byte-level, added tokens"].token_to_id("<|endoftext|>") > 0
-    with pytest.raises(UserError, match="token 0 is the end of a document"):
-        other.encode_documents(["the cat"])
+    for encode, text in ((other.encode_documents, ["the cat"]), (other.encode_stretch, "the cat")):
+        with pytest.raises(UserError, match="token 0 is the end of a document"):
+            encode(text)
     assert from_json(content_of("byte-level")).end is None
 
 

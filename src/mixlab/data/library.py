@@ -39,7 +39,6 @@ class LibraryTokenizer(_Base):
     """
 
     kind = "library"
-    slow = True
 
     def __init__(self, content: dict[str, Any]) -> None:
         self._content = content
@@ -51,6 +50,7 @@ class LibraryTokenizer(_Base):
             raise ValueError("its vocabulary is empty")
         self.vocab_size = 1 + max(vocab.values())  # ids may have gaps
         self.end: int | None = next((vocab[name] for name in ENDS if name in vocab), None)
+        self.slow = self.end == 0  # others are refused by `encode_stretch`, which another process cannot do
         self._unknown = _unknown(content["model"], vocab)
         self._dtype = token_dtype(self.vocab_size)
 
@@ -76,8 +76,7 @@ class LibraryTokenizer(_Base):
     def encode_stretch(self, text: str) -> np.ndarray:
         """Ids of a stretch of a stream, in which NUL ends a document."""
         first, *others = text.split(END)
-        rest = [self.encode_documents(others)[:-1]] if others else []
-        return np.concatenate([self.encode(first), *rest])
+        return np.concatenate([self.encode(first), self.encode_documents(others)[: -1 if others else 0]])
 
     def cut(self, text: str) -> int:
         """Nowhere: where a cut changes no token is not known of a tokenizer in general."""
