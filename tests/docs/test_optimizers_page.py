@@ -30,9 +30,9 @@ def test_explain_prints_the_table_that_is_shown(folder, capsys):
     (folder / "my.txt").write_text(alphabet * 50)
     assert run(shlex.split(command)[2:]) == 0
     printed = capsys.readouterr().out
-    of_its_length = r"[\d.]+k? epochs"
+    of_its_length = r"[\d.]+k? (epochs|validation)"
     assert re.sub(of_its_length, "", printed) == re.sub(of_its_length, "", shown)
-    assert {path.name for path in folder.iterdir()} == {"cache", "my.txt"}
+    assert {path.name for path in folder.iterdir()} == {"my.txt"}
 
 
 def test_find_lr_prints_what_is_shown(folder, capsys):
