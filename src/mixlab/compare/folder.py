@@ -21,6 +21,7 @@ from mixlab.compare.plan import Entry, Plan
 from mixlab.compare.worker import RESULT
 from mixlab.config import parse, to_mapping
 from mixlab.data.config import DataConfig
+from mixlab.data.own_output import COMPARISON_TEXTS
 from mixlab.data.streams import STDIN, is_stream, opened
 from mixlab.errors import UserError
 from mixlab.records import read_json
@@ -191,6 +192,8 @@ class ComparisonFolder:
         new = [folder for folder in (texts, self.path) if not folder.exists()]
         kept: dict[str, str] = {}
         try:
+            if any(map(is_stream, sources)):
+                new[:0] = self._mark(texts / COMPARISON_TEXTS)
             for source in filter(is_stream, sources):
                 given = contextlib.nullcontext(stdin) if source == STDIN and stdin else opened(source)
                 with given as stream:
@@ -203,6 +206,15 @@ class ComparisonFolder:
                 for path in new:
                     path.rmdir() if path.is_dir() else path.unlink()
             raise
+
+    def _mark(self, mark: Path) -> list[Path]:
+        """Mark the folder of texts as a comparison's own; the mark, if it is new."""
+        if mark.exists():
+            return []
+        with disk_errors(f"to {self.path}", failure=UserError):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        return [mark]
 
     def _spool(self, texts: Path, source: str, stream: BinaryIO) -> tuple[Path, bool]:
         """The file in `texts` that holds the stream, named by its content, and whether it is new."""

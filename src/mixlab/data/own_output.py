@@ -14,6 +14,9 @@ RUN_FILES = ("tokenizer.json", "data.json", "environment.json")
 COMPARISON_FILE, COMPARISON_MARK = "plan.json", b'"format": "mixlab-comparison'
 REPORT_ENDINGS, REPORT_MARK = (".html", ".htm"), b'<meta name="generator" content="mixlab'
 
+COMPARISON_TEXTS = ".mixlab-comparison"
+"""A file in the folder of texts that a comparison keeps, which is there before its plan is."""
+
 _HEAD = 512
 """Bytes from the start of a file among which its mark is."""
 
@@ -61,7 +64,7 @@ class OwnOutput:
     def _kind(self, path: Path) -> str:
         if all((path / name).is_file() for name in RUN_FILES):
             return RUN
-        if COMPARISON_MARK in _head(path / COMPARISON_FILE):
+        if (path / COMPARISON_TEXTS).is_file() or COMPARISON_MARK in _head(path / COMPARISON_FILE):
             return COMPARISON
         return CACHE if os.path.realpath(path) == self._cache else ""
 
