@@ -104,11 +104,16 @@ def test_ngrams_alone_have_no_steps_to_refuse() -> None:
     assert planned(0.2, LONG, models=("ngram",)).limits.count_tokens < LONG["train"]
 
 
-def test_an_overshoot_is_said_only_where_there_is_one() -> None:
-    assert overshoot(2.0, 1.09 * 120) == ""
-    assert overshoot(2.0, 180.0).startswith(
-        "the comparison took 3.0 minutes, 50% over the 2 it was planned for"
-    )
+def test_an_overshoot_is_said_only_where_there_is_one_with_what_it_came_from() -> None:
+    speeds = {"rnn-seed0": SPEEDS["rnn"], "ngram-seed0": SPEEDS["ngram"]}
+    one = {"curve": [{}], "tokens": 1_000_000, "seconds": 75.0}  # 50 s as measured
+    results = {"rnn-seed0": one, "ngram-seed0": {"curve": [], "tokens": 9, "seconds": 9.0}}
+    assert overshoot(2.0, 1.09 * 120, speeds, results) == ""
+    said = "the comparison took 3.0 minutes, 50% over the 2 it was planned for"
+    slower = f"{said}; its steps took 1.5 times as long as when they were measured"
+    assert overshoot(2.0, 180.0, speeds, results) == slower
+    assert overshoot(2.0, 180.0, speeds, {"rnn-seed0": one | {"seconds": 51.0}}) == said
+    assert overshoot(2.0, 180.0, speeds, {"rnn-seed0": {"status": "failed"}}) == said
 
 
 def test_what_results_rest_on_is_computed_from_them() -> None:

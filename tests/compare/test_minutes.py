@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mixlab.compare import budget
+from mixlab.compare import budget, runner
+from mixlab.compare.budget import Speed
 from mixlab.compare.request import Request
 from mixlab.compare.runner import compare
 from mixlab.data.config import DataConfig
@@ -18,7 +19,7 @@ from tests.compare.conftest import TINY
 
 def request(text: Path, minutes: float) -> Request:
     return Request(
-        models=("ngram", "window"),
+        models=("window",),
         params=20_000,
         minutes=minutes,
         context=16,
@@ -36,7 +37,8 @@ def test_a_refusal_leaves_nothing_and_a_longer_one_has_one_schedule_for_all(
         compare(request(text, 0.001), out)
     assert not out.exists()
     monkeypatch.setattr(budget, "LEAST_STEPS", 1)  # whatever the speed here is
-    monkeypatch.setattr(budget, "TRAINING_SHARE", 0.02)  # a second's training is enough
+    slow = Speed(start=1.0, train=0.02, score=1e-4, finish=1.0)  # for few steps of what is a fast model
+    monkeypatch.setattr(runner, "speed_of", lambda line, seconds: slow)
     comparison = compare(request(text, 1.0), out, progress=events.append)
     by_model = {result["model"]: result for result in comparison["results"]}
     neural = by_model["window"]

@@ -137,15 +137,21 @@ def measuring(minutes: float, models: int) -> float:
     return min(MEASURING, MEASURING_SHARE * 60 * minutes / models)
 
 
-def overshoot(minutes: float, seconds: float) -> str:
-    """A sentence where a comparison that was planned for `minutes` took over a tenth more; else nothing."""
+def overshoot(
+    minutes: float, seconds: float, speeds: Mapping[str, Speed], results: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """A sentence where a comparison that was planned for `minutes` took over a tenth more; else nothing.
+
+    speeds, results: by entry label, as measured before and as they became.
+    """
     if seconds <= 1.1 * 60 * minutes:
         return ""
-    return (
-        f"the comparison took {seconds / 60:.1f} minutes, {seconds / 60 / minutes - 1:.0%} over the "
-        f"{minutes:g} it was planned for: the machine became slower after each model's speed was measured; "
-        "all models got the same steps"
-    )
+    neural = [label for label in speeds if results.get(label, {}).get("curve")]
+    planned = sum(speeds[label].train * results[label]["tokens"] for label in neural)
+    slower = sum(results[label]["seconds"] for label in neural) / planned if planned else 1.0
+    why = f"; its steps took {slower:.1f} times as long as when they were measured" if slower > 1.05 else ""
+    over = f"{seconds / 60 / minutes - 1:.0%} over the {minutes:g} it was planned for"
+    return f"the comparison took {seconds / 60:.1f} minutes, {over}{why}"
 
 
 def _rounded_up(minutes: float) -> float:

@@ -93,6 +93,7 @@ class _Comparison:
         with threads.using(self.terms.here.threads):
             self.environment = machine.environment(machine.measure(self.terms.here.device))
         self.results: dict[str, dict[str, Any]] = {}
+        self.speeds: dict[str, Speed] = {}
         self.continued = False  # whether an earlier command did a part of it
 
     def note(self, message: str) -> None:
@@ -140,7 +141,6 @@ class _Comparison:
         """The plan with the steps that fit into the minutes, by a few steps of each model."""
         minutes = self.request.minutes
         assert minutes is not None
-        speeds: dict[str, Speed] = {}
         by_config: dict[str, Speed] = {}
         self.note(f"measuring each model's speed, to fit {minutes:g} minutes")
         models = len({entry.equally_fast() for entry in plan.entries})
@@ -153,11 +153,11 @@ class _Comparison:
                     if last["kind"] == "speed":
                         by_config[same] = speed_of(last, time.monotonic() - started)
                 if same in by_config:  # one that fails here will fail again, with its reason, when it is run
-                    speeds[entry.label] = by_config[same]
+                    self.speeds[entry.label] = by_config[same]
         facts = self.dataset.facts
         spent = time.monotonic() - self.started
         train, valid = facts["train_tokens"], facts["valid_tokens"]
-        found = fit(minutes, spent, plan, speeds, train=train, valid=valid)
+        found = fit(minutes, spent, plan, self.speeds, train=train, valid=valid)
         plan = self.plan_for(found.steps, found.limits)
         neural = [entry for entry in plan.entries if not entry.counted]
         if neural:
@@ -231,7 +231,9 @@ class _Comparison:
     def tell_overshoot(self) -> None:
         """Say so if this command did all of it and took longer than it was asked to."""
         minutes, seconds = self.request.minutes, time.monotonic() - self.started
-        if minutes is not None and not self.continued and (sentence := overshoot(minutes, seconds)):
+        if minutes is None or self.continued:
+            return
+        if sentence := overshoot(minutes, seconds, self.speeds, self.results):
             self.note(sentence)
 
     def pass_on(self, line: Line) -> None:
