@@ -37,9 +37,9 @@ def test_a_refusal_leaves_nothing_and_a_longer_one_has_one_schedule_for_all(
         compare(request(text, 0.001), out)
     assert not out.exists()
     monkeypatch.setattr(budget, "LEAST_STEPS", 1)  # whatever the speed here is
-    slow = Speed(start=1.0, train=0.02, score=1e-4, finish=1.0)  # for few steps of what is a fast model
+    slow = Speed(start=1.0, train=0.2, score=1e-4, finish=1.0)  # for few steps of what is a fast model
     monkeypatch.setattr(runner, "speed_of", lambda line, seconds: slow)
-    comparison = compare(request(text, 1.0), out, progress=events.append)
+    comparison = compare(request(text, 4.0), out, progress=events.append)
     by_model = {result["model"]: result for result in comparison["results"]}
     neural = by_model["window"]
     assert neural["status"] == "done" and comparison["budget"]["steps"] > 1
@@ -52,6 +52,6 @@ def test_a_refusal_leaves_nothing_and_a_longer_one_has_one_schedule_for_all(
     assert sum("minutes are over; the runs take about" in sentence for sentence in said) == 1
     saved = json.loads((out / "plan.json").read_text(encoding="utf-8"))
     again: list[dict[str, Any]] = []
-    assert compare(request(text, 1.0), out, progress=again.append)["results"] == comparison["results"]
+    assert compare(request(text, 4.0), out, progress=again.append)["results"] == comparison["results"]
     assert json.loads((out / "plan.json").read_text(encoding="utf-8")) == saved
     assert not any("measuring each model's speed" in str(line.get("message")) for line in again)
