@@ -126,6 +126,8 @@ def test_all_inside_ends_with_status_0_and_is_not_passed_off_as_a_second_check(f
         (["--batch-size", "4"], "--batch-size"),
         (["--seeds", "2"], "--seeds"),
         (["--tokenizer", "char"], "--tokenizer"),
+        (["--valid", "text.txt"], "--valid"),
+        (["--encoding", "cp1251"], "--encoding"),
         (["--set", "train.optimizer.lr=0.1"], "--set"),
         (["--set", "data.valid_fraction=0.2"], "--set"),
         (["--context", "32", "--seeds", "2"], "--context and --seeds"),

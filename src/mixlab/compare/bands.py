@@ -94,7 +94,8 @@ class Bands:
         """UserError, naming the options, for another budget, other settings or text from standard input."""
         length = next((key for key in ("steps", "minutes") if getattr(request, key) is not None), "tokens")
         usual = DataConfig()
-        data = replace(request.data, sources=usual.sources, tokenizer=usual.tokenizer)
+        with_options = ("sources", "valid", "tokenizer", "encoding")
+        data = replace(request.data, **{key: getattr(usual, key) for key in with_options})
         differs = {
             "--budget": request.params != self.budget.params,
             f"--{length}": request.fixed_steps() != self.budget.steps,
@@ -102,6 +103,8 @@ class Bands:
             "--batch-size": request.batch_size != self.budget.batch_size,
             "--seeds": request.seeds != 1,
             "--tokenizer": request.data.tokenizer != usual.tokenizer,
+            "--valid": request.data.valid != usual.valid,
+            "--encoding": request.data.encoding != usual.encoding,
             "--grid": bool(request.grid),
             "--set": bool(request.overrides) or data != usual,
             "the text '-'": "-" in request.data.sources,
@@ -116,7 +119,7 @@ class Bands:
     def check_text(self, facts: Mapping[str, Any]) -> None:
         """UserError if the facts of a prepared text are not those of the bands' text."""
         text = self.text
-        if corpus_marks(facts) == {key: getattr(text, key) for key in corpus_marks(facts)}:
+        if corpus_marks(facts) == corpus_marks(vars(text)):
             return
         this, right = ", ".join(facts["sources"]), "leave the text out"
         if "python" in facts:

@@ -234,8 +234,9 @@ class ComparisonFolder:
 
 
 def corpus_marks(corpus: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells one prepared text from another."""
-    return {key: corpus.get(key) for key in ("sha256", "train_tokens", "valid_sha256", "valid_tokens")}
+    """What tells one prepared text from another; `valid_sha256` is of a validation text of its own."""
+    keys = ("sha256", "train_tokens", "valid_sha256", "valid_tokens")
+    return {key: corpus[key] for key in keys if corpus.get(key) is not None}
 
 
 def _as_now(plan: Mapping[str, Any]) -> dict[str, Any]:
