@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from tests.cli.conftest import TEXT, Command, settings
 
 import mixlab as package
 from mixlab.compare import worker
+from mixlab.data.tokenizer import ByteTokenizer
 from mixlab.errors import UserError
 
 Verb = Callable[[Path], None]
@@ -162,3 +164,16 @@ def test_what_lies_beside_checkpoints_is_none(trained: Path, verbs: dict[str, Ve
 
 def test_a_comparison(counted: Path, verbs: dict[str, Verb]) -> None:
     assert each(counted, OF_COMPARISON, verbs, ["compare", "report"]) > 20
+
+
+def test_a_tokenizer_of_another_size_than_the_models_vocabulary(trained: Path) -> None:
+    """Where the checkpoint is of a mixlab that did not note which tokenizer was its own."""
+    scalars = trained / STEP / "training.json"
+    kept = json.loads(scalars.read_text())
+    del kept["tokenizer"]
+    scalars.write_text(json.dumps(kept))
+    damage.seal(trained / STEP)
+    assert package.load(trained).vocab_size == 300
+    ByteTokenizer().save(trained)
+    with pytest.raises(UserError, match=r"tokenizer\.json has 256 tokens and the model of .* 300"):
+        package.load(trained)

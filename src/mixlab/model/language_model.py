@@ -21,6 +21,7 @@ from mixlab.model.block import Block, BlockState
 from mixlab.model.config import ModelConfig, model_config
 from mixlab.model.inputs import check_room, check_rows, check_state, cross_entropy, look_up
 from mixlab.model.scorer import Output
+from mixlab.model.tie import tie
 from mixlab.parts.contract import Component, Place, Role, build, get
 from mixlab.parts.norm import Norm
 from mixlab.parts.position import Position
@@ -80,7 +81,7 @@ class LanguageModel(nn.Module):
         self.norm = build("norm", norm, place)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=config.head_bias)
         if config.tied:
-            self.head.weight = self.embedding.weight
+            tie(self)
         nn.init.normal_(self.embedding.weight, std=0.02)  # GPT-2
         nn.init.normal_(self.head.weight, std=0.02)
         if config.head_bias:

@@ -27,10 +27,18 @@ def disk_errors(what: str, *, failure: type[UserError] | type[RunFailed] = RunFa
         raise failure(f"cannot write {what}{where}: {error.strerror or error}") from error
 
 
+LONGEST_NAME = 255
+"""Bytes of a file's name on nearly every file system."""
+
+
 def check_name(path: Path) -> None:
     """UserError for a path that no file can have, here: a name too long, a NUL in it, links in a circle."""
     shown = str(path) if len(str(path)) <= 80 else f"{str(path)[:77]}..."
     try:
+        if max((len(os.fsencode(part)) for part in path.parts), default=0) > LONGEST_NAME:
+            raise OSError(
+                errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)
+            )  # before folders are made for it
         path.stat()
     except ValueError:
         raise UserError(f"{shown!r} cannot be the name of a file: it holds a NUL or is not text") from None
