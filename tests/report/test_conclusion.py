@@ -203,3 +203,11 @@ def test_the_title_of_several_records_counts_runs() -> None:
     one, two = comparison(result("a", 0, 2.0), command="mixlab x"), comparison(result("b", 0, 2.1))
     joined = merge([one, two], [Path("x"), Path("y")])
     assert joined["title"] == "2 runs" and not joined.get("command")
+
+
+def test_odd_facts_of_a_damaged_record_are_no_traceback() -> None:
+    odd = comparison(result("a", 0, 2.0), corpus={"split": {"a": 1}, "valid_fraction": [1], "tokenizer": 3})
+    odd |= {"environment": {"machine": {"name": {}}}, "budget": {"unequal": None}, "timing": 3, "grid": [1]}
+    joined = merge([odd, comparison(result("b", 0, 2.1))], [Path("x"), Path("y")])
+    Page(render(joined))
+    Page(render(merge([odd], [Path("x")])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def _timing(comparisons: Sequence[Mapping[str, Any]], results: Sequence[Mapping[
 
 def _machines_differ(comparisons: Sequence[Mapping[str, Any]]) -> bool:
     machines = [mapping(mapping(c.get("environment")).get("machine")) for c in comparisons]
-    return len({tuple(m.get(key) for key in ("name", "cores", "threads")) for m in machines}) > 1
+    return len({marks(machine, "name", "cores", "threads") for machine in machines}) > 1
 
 
 def apart_by(folders: Sequence[Path]) -> list[str]:
@@ -105,30 +106,36 @@ def common(budgets: Any) -> dict[str, Any]:
 
 def texts(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """Why bits per byte do not compare, as a sentence; '' where they do."""
-    corpora = [comparison.get("corpus") or {} for comparison in comparisons]
-    own = {corpus.get("valid_sha256") for corpus in corpora}
-    if own != {None}:  # a validation text of its own is the same whatever was trained on
+    corpora = [mapping(comparison.get("corpus")) for comparison in comparisons]
+    own = {marks(corpus, "valid_sha256") for corpus in corpora}
+    if own != {marks({}, "valid_sha256")}:  # a validation text of its own is the same whatever was trained on
         return (
             ""
             if len(own) == 1
             else "The runs validate on different texts, so their bits per byte do not compare."
         )
-    if len({corpus.get("sha256") for corpus in corpora}) > 1:
+    if len({marks(corpus, "sha256") for corpus in corpora}) > 1:
         return "The runs read different texts, so their bits per byte do not compare."
-    if len({(corpus.get("split"), corpus.get("valid_fraction")) for corpus in corpora}) > 1:
+    if len({marks(corpus, "split", "valid_fraction") for corpus in corpora}) > 1:
         return "The runs validate on different parts of the text, so their bits per byte do not compare."
     return ""
 
 
+def marks(facts: Mapping[str, Any], *keys: str) -> str:
+    """What tells facts apart, whatever a file holds."""
+    return json.dumps([facts.get(key) for key in keys], sort_keys=True, default=str)
+
+
 def unequal(comparisons: Sequence[Mapping[str, Any]], names: Sequence[str], apart: str) -> list[str]:
     """What the runs do not share, a sentence each, and what was unequal inside each."""
-    budgets = [comparison.get("budget") or {} for comparison in comparisons]
-    sentences = [sentence for budget in budgets for sentence in budget.get("unequal", [])]
+    budgets = [mapping(comparison.get("budget")) for comparison in comparisons]
+    sentences = [str(sentence) for budget in budgets for sentence in budget.get("unequal") or []]
     sentences += [apart] if apart else []
-    tokenizers = [(comparison.get("corpus") or {}).get("tokenizer") or {} for comparison in comparisons]
-    if len({tokenizer.get("hash") for tokenizer in tokenizers}) > 1:
+    tokenizers = [mapping(mapping(c.get("corpus")).get("tokenizer")) for c in comparisons]
+    if len({marks(tokenizer, "hash") for tokenizer in tokenizers}) > 1:
         kinds = [
-            f"{t['kind']} of {count(t.get('vocab_size'))}" if "kind" in t else "unknown" for t in tokenizers
+            f"{t['kind']} of {count(number(t.get('vocab_size')))}" if "kind" in t else "unknown"
+            for t in tokenizers
         ]
         sentences.append(differ("tokenizers", list(zip(kinds, names, strict=True))))
     if _machines_differ(comparisons):
