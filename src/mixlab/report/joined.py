@@ -22,7 +22,7 @@ def merge(comparisons: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dic
     apart, names = texts(comparisons), apart_by(folders)
     results = [result for comparison in comparisons for result in comparison["results"]]
     # Of one text, two seeds of a model are one model; of two texts they are not.
-    keys = [(result.get("model"), None if apart else result.get("seed")) for result in results]
+    keys = [marks(result, "model") if apart else marks(result, "model", "seed") for result in results]
     if len(set(keys)) < len(keys):
         comparisons = [
             {
@@ -68,7 +68,14 @@ def _timing(comparisons: Sequence[Mapping[str, Any]], results: Sequence[Mapping[
     """Whether the times of all of them together are fit to conclude from, and why not."""
     from mixlab.compare.timing import judge
 
-    return {"trusted": False, "why": MACHINES} if _machines_differ(comparisons) else judge(results)
+    sound = [{**r, "model": str(r.get("model"))} for r in results if _measured(r)]
+    return {"trusted": False, "why": MACHINES} if _machines_differ(comparisons) else judge(sound)
+
+
+def _measured(result: Mapping[str, Any]) -> bool:
+    """Whether its throughput is as a comparison writes it."""
+    parts = mapping(result.get("throughput")).get("parts")
+    return isinstance(parts, list) and all(isinstance(part, list) for part in parts)
 
 
 def _machines_differ(comparisons: Sequence[Mapping[str, Any]]) -> bool:

@@ -183,7 +183,7 @@ def _note(model: ModelView) -> str:
     for result in model.done:
         status = result.get("status", "done")
         if status != "done":
-            notes.append("still running" if status == "running" else status)
+            notes.append("still running" if status == "running" else str(status))
     return "; ".join(notes)
 
 
