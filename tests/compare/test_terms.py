@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mixlab.compare.folder import ComparisonFolder
+from mixlab.compare.folder import ComparisonFolder, Result
 from mixlab.compare.plan import make_plan
 from mixlab.compare.request import Request
 from mixlab.compare.runner import compare
@@ -66,7 +66,11 @@ def test_a_machine_of_fewer_cores_continues_a_comparison_and_says_so(cores, monk
     folder = ComparisonFolder(tmp_path)
     folder.begin(begun, {})
     (folder.run(begun.entries[0])).mkdir()
-    result = {"config": to_mapping(begun.entries[0].config)}
+    result = {
+        **dict.fromkeys(("model", "status", "reason"), ""),
+        **{key: 0 for key in Result.__annotations__ if key not in ("model", "status", "reason")},
+        "config": to_mapping(begun.entries[0].config),
+    }
     (folder.run(begun.entries[0]) / "result.json").write_text(json.dumps(result))
     monkeypatch.setattr(machine, "usable_cores", lambda: 2)
     notes = []
