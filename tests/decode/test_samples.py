@@ -69,3 +69,16 @@ def test_a_sample_stops_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(samples, "generate", counted)
     found = sample(model, ByteTokenizer(), "ab", seed=0, seconds=10.0)
     assert found["text"] == "A" * 10 and len(asked) == 11
+
+
+@pytest.mark.parametrize(("end", "text"), [(0, "A"), (66, "A\0C\0"), (None, "A\0CB\0")])
+def test_a_sample_stops_at_the_tokenizers_own_end_of_a_document(
+    monkeypatch: pytest.MonkeyPatch, end: int | None, text: str
+) -> None:
+    class Other(ByteTokenizer):
+        pass
+
+    Other.end = end
+    drawn = [65, 0, 67, 66, 0] if end != 66 else [65, 0, 67, 0, 66, 65]
+    monkeypatch.setattr(samples, "generate", lambda *args, **kwargs: iter(drawn))
+    assert sample(None, Other(), "ab", seed=0)["text"] == text  # type: ignore[arg-type]

@@ -22,9 +22,6 @@ PROMPT = 40
 KEPT = 0.6
 """Of a sample that no document's end ended, at least this much stays when it is cut at a natural end."""
 
-END = 0
-"""The token that ends a document."""
-
 SENTENCE = re.compile(r"""[.!?…]["'”’)\]]*(?=\s)|\n""")
 
 
@@ -37,16 +34,17 @@ def sample(
     most: int = MOST_TOKENS,
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """What the model goes on with after `prompt`, up to the end of a document, else of a sentence or word.
+    """The text after `prompt` that the model writes, up to the end of a document, else of a sentence or word.
 
-    prompt: '' starts a line. most: tokens. seconds: at most about so many; then it ends early.
+    prompt: '' starts a line. most: tokens. seconds: about the longest that it may take; it ends early then.
     """
-    tokens = [int(token) for token in tokenizer.encode(prompt or "\n")] or [END]
+    end = tokenizer.end
+    tokens = [int(token) for token in tokenizer.encode(prompt or "\n")] or [end or 0]
     until = None if seconds is None else time.monotonic() + seconds
     ids: list[int] = []
     ended = False
     for token in generate(scorer, tokens, max_tokens=most, temperature=TEMPERATURE, seed=seed):
-        ended = token == END
+        ended = token == end
         if ended or (until is not None and time.monotonic() > until):
             break
         ids.append(token)
@@ -70,7 +68,7 @@ def prompt_of(file: TokenFile, tokenizer: Tokenizer, characters: int = PROMPT) -
     """The beginning of a line from the middle of a text, whole words of one document: to sample after."""
     middle = max(1, len(file) // 2)
     chunk = [int(token) for token in file.tokens[middle : middle + 16 * characters]]
-    ends = [-1, *(i for i, token in enumerate(chunk) if token == END), len(chunk)]
+    ends = [-1, *(i for i, token in enumerate(chunk) if token == tokenizer.end), len(chunk)]
     start, end = max(itertools.pairwise(ends), key=lambda pair: pair[1] - pair[0])
     text = tokenizer.decode(chunk[start + 1 : end]).strip("\ufffd")
     if start < 0:  # it began inside a line, maybe inside a word
