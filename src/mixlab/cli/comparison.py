@@ -15,6 +15,7 @@ from mixlab.report.statistics import half_width
 from mixlab.report.table import throughput
 from mixlab.report.units import duration, size
 from mixlab.report.view import ModelView, clean, group
+from mixlab.train.progress import FORWARD
 
 if TYPE_CHECKING:
     from mixlab.compare.bands import Verdict
@@ -81,13 +82,13 @@ class ComparisonProgress(Progress):
         return min(1.0, (self.behind + self.current(line)) / total)
 
     def current(self, line: Mapping[str, Any]) -> float:
-        """The current run's share of the weights that is done: a step is three forwards, a score is one."""
+        """The share of the current run that is done, by the forwards that training and scoring take."""
         scored = self.scored + (line.get("scored", 0) if line.get("kind") in ("eval", "evaluating") else 0)
-        if self.counted:  # half of it is counting, of which nothing is heard
+        if self.counted:  # half of it is counting, which reports no progress
             return COUNTED_SHARE * (0.5 + 0.5 * min(1.0, scored / self.work["full"])) if scored else 0.0
         self.step = max(self.step, int(line.get("step", 0)))
-        done = 3 * self.step * self.work["step_tokens"] + scored
-        whole = 3 * self.work["steps"] * self.work["step_tokens"] + self.work["scored"]
+        done = self.step * self.work["step_tokens"] / FORWARD + scored
+        whole = self.work["steps"] * self.work["step_tokens"] / FORWARD + self.work["scored"]
         return min(1.0, float(done / whole))
 
     def say(self, sentence: str) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FORWARD = 1 / 3
-"""Time of scoring a token over that of training on it, until an evaluation was timed."""
+from mixlab.train.progress import FORWARD
 
 
 class TimeLeft:

@@ -41,9 +41,9 @@ def product_flops() -> float:
     """FLOP/s of one thread in a float32 product, over a tenth of a second, whoever else wants the cores."""
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    from mixlab.train import threads
+
+    with threads.using(1):
         a = torch.full((PRODUCT, PRODUCT), 0.5)
         out = a @ a
         started, products = time.perf_counter(), 0
@@ -51,8 +51,6 @@ def product_flops() -> float:
             torch.mm(a, a, out=out)
             products += 1
         return 2 * PRODUCT**3 * products / seconds
-    finally:
-        torch.set_num_threads(threads)
 
 
 def append(run: Path, **facts: float) -> None:

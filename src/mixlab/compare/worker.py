@@ -90,14 +90,12 @@ def _dataset(config: RunConfig, job: Mapping[str, Any], channel: Channel) -> Dat
     """The text: as the parent has prepared it, or prepared here where its tokens are in no file."""
     from mixlab.data import prepare
     from mixlab.data.handing import take
-
-    def note(message: str) -> None:
-        channel({"kind": "note", "message": message})
+    from mixlab.train.progress import notes
 
     if job.get("text") is not None:
-        return take(job["text"], config.data, notes=note)
+        return take(job["text"], config.data, notes=notes(channel))
     context = config.model.context if config.model else 0
-    return prepare(config.data, context=context, notes=note, progress=channel)
+    return prepare(config.data, context=context, notes=notes(channel), progress=channel)
 
 
 def _do(config: RunConfig, dataset: Dataset, job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mixlab.train.evaluate import evaluate
 from mixlab.train.files import disk_errors, write_text
 from mixlab.train.folder import Changes, RunFolder
 from mixlab.train.metrics import Line, MetricsLog, cut_back
+from mixlab.train.progress import notes
 from mixlab.train.resuming import identity
 from mixlab.train.sinks import Sinks
 
@@ -57,7 +58,7 @@ def count(
     clock = Clock()
     with disk_errors(f"to {folder.path}", failure=UserError):
         cut_back(folder.metrics, 0)
-    streams = tokens_to_count(dataset, config.ngram, lambda text: report({"kind": "note", "message": text}))
+    streams = tokens_to_count(dataset, config.ngram, notes(report))
     model = NGram.train(streams, order=config.ngram.order, vocab_size=dataset.tokenizer.vocab_size)
     tokens, seconds = sum(map(len, streams)) - 1, clock.lap()
     totals = {"step": 1, "tokens": tokens, "seconds": seconds, "flops": 0}

@@ -16,6 +16,7 @@ from mixlab.train.config import TrainConfig
 from mixlab.train.counters import Counters
 from mixlab.train.evaluate import evaluate, scored_tokens
 from mixlab.train.metrics import Line
+from mixlab.train.progress import FORWARD
 
 FIRST = 1 / 40
 """Of the length: where a logarithmic schedule begins. Ten evaluations are then each 1.5 times as far as the
@@ -24,9 +25,6 @@ one before; earlier there is little to see but the first fall of the loss."""
 SHARE = 0.15
 """Of the training time so far: the most that evaluations before the last may take where the length is
 in minutes. One that would take more is left out."""
-
-FORWARD = 1 / 3
-"""Time of scoring a token over that of training on it, until measured: a backward costs two forwards."""
 
 
 def marks(number: int) -> list[float]:

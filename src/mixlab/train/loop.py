@@ -42,7 +42,7 @@ from mixlab.train.folder import Changes, RunFolder, check_allowed, listed, resol
 from mixlab.train.metrics import Line, cut_back
 from mixlab.train.optimizers import Optimizers
 from mixlab.train.precision import resolve as resolve_dtype
-from mixlab.train.progress import Progress, Told
+from mixlab.train.progress import Progress, Told, notes
 from mixlab.train.record import Record
 from mixlab.train.resuming import afresh, beginnings, changed_since, fitting, identity
 from mixlab.train.saved import check_trained
@@ -109,17 +109,9 @@ def _train(
 
         return count.begin(config, folder, dataset, report, resume=resume, force=force)
 
-    def note(message: str) -> None:
-        report({"kind": "note", "message": message})
-
     width, before = config.model.dim, None if begun is None else begun.train
-    config = replace(config, train=auto.settle(config.train, width=width, note=note, begun=before))
+    config = replace(config, train=auto.settle(config.train, width=width, note=notes(report), begun=before))
     changes = folder.check_same(config, dataset, force=force) if resume else {}
-    start = {
-        "kind": "start",
-        "run": str(folder.path),
-        "length": {config.train.horizon: getattr(config.train, config.train.horizon)},
-    }
     with (
         threads.using(config.train.threads),
         randomness.kept(),
@@ -134,7 +126,15 @@ def _train(
             else:
                 folder.check_free()  # again, now that no other process can take it
             folder.write_start(config, dataset, facts)
-            report({**start, "evaluation": trainer.evaluations.plan()})
+            horizon = config.train.horizon
+            report(
+                {
+                    "kind": "start",
+                    "run": str(folder.path),
+                    "length": {horizon: getattr(config.train, horizon)},
+                    "evaluation": trainer.evaluations.plan(),
+                }
+            )
             with report.open(folder.path, trainer.done.step, to_mapping(config)):
                 return trainer.run()
 
@@ -148,12 +148,8 @@ def _data(
     config: RunConfig, folder: RunFolder, dataset: Dataset | None, resume: bool, report: Progress
 ) -> Dataset:
     """The text, prepared unless it is; a resumed run keeps the tokenizer it began with."""
-
-    def note(message: str) -> None:
-        report({"kind": "note", "message": message})
-
     context = config.model.context if config.model is not None else 0
-    dataset = dataset or prepare(config.data, context=context, notes=note, progress=report)
+    dataset = dataset or prepare(config.data, context=context, notes=notes(report), progress=report)
     if resume and (saved := load_tokenizer(folder.path)).hash != dataset.tokenizer.hash:
         dataset = prepare(config.data, context=context, tokenizer=saved, progress=report)
     return dataset
@@ -435,4 +431,4 @@ class Trainer:
 
     def note(self, message: str) -> None:
         """Tell a person something that is not a metric."""
-        self.report({"kind": "note", "message": message})
+        notes(self.report)(message)

@@ -9,6 +9,14 @@ from mixlab.train.metrics import Line
 
 Progress = Callable[[Line], None]
 
+FORWARD = 1 / 3
+"""Time of scoring over that of training, per token, until it is measured: a backward costs two forwards."""
+
+
+def notes(progress: Progress) -> Callable[[str], None]:
+    """A function of one sentence that reports it to `progress` as a line of kind "note"."""
+    return lambda message: progress({"kind": "note", "message": message})
+
 
 class Told:
     """A `progress` that may go away: at its first OSError (a broken pipe, a full disk) it is told nothing

@@ -23,6 +23,7 @@ from typing import Any
 
 from mixlab.errors import UserError, unknown
 from mixlab.train.metrics import Line
+from mixlab.train.progress import notes
 
 KINDS = {
     "tensorboard": "mixlab.train.sink_kinds:TensorBoard",
@@ -96,7 +97,7 @@ class Sinks:
 
     def note(self, message: str) -> None:
         """Tell a person."""
-        self.report({"kind": "note", "message": message})
+        notes(self.report)(message)
 
     def _finish(self, *, wait: bool = True) -> None:
         for channel in self.channels:
