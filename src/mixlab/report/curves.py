@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixlab.report.view import ModelView, mean, number, rows
+from mixlab.train.metrics import is_full
 
 MAX_POINTS = 240  # a line of more points than this looks the same and makes the page heavier
 
@@ -54,8 +55,8 @@ def eval_curve(model: ModelView, x_key: str, y_key: str = "bits_per_byte") -> Cu
     if model.is_baseline:
         return None
     evaluated = [rows(result.get("evals")) for result in model.done]
-    sampled = [[line for line in lines if line.get("full") is False] for lines in evaluated]
-    whole = [[line for line in lines if line.get("full") is not False] for lines in evaluated]
+    sampled = [[line for line in lines if not is_full(line)] for lines in evaluated]
+    whole = [list(filter(is_full, lines)) for lines in evaluated]
     apart = any(sampled)
     seeds = [points(lines, x_key, y_key) for lines in (sampled if apart else evaluated)]
     ends = [found[-1][1:] for lines in whole if apart and (found := points(lines, x_key, y_key))]

@@ -10,6 +10,7 @@ from mixlab.errors import UserError
 from mixlab.records import read_json
 from mixlab.report.meters import gather
 from mixlab.report.view import mapping, number, rows
+from mixlab.train.metrics import is_full, read_metrics
 
 STEP_KEYS = ("step", "tokens", "seconds", "flops", "loss")
 EVAL_KEYS = ("step", "tokens", "seconds", "flops", "bits_per_byte", "scored", "full")
@@ -27,7 +28,6 @@ def from_run(run_dir: Path, *, sample_seconds: float = 0.0) -> dict[str, Any]:
     """
     from mixlab.compare import timing
     from mixlab.train.files import is_locked
-    from mixlab.train.metrics import read_metrics
 
     run_dir = Path(run_dir)
     if not (run_dir / "config.toml").is_file():
@@ -99,7 +99,7 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, An
 def _evaluations(lines: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """All evaluations, and those that are the full measure with a finite loss."""
     evals = [line for line in lines if line.get("kind") == "eval"]
-    full = [line for line in evals if line.get("full", True)]
+    full = filter(is_full, evals)
     return evals, [line for line in full if number(line.get("bits_per_byte")) is not None]
 
 
