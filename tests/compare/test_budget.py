@@ -10,8 +10,8 @@ import pytest
 
 from mixlab.compare.budget import EVALUATION_SHARE, LEAST_STEPS, Fit, Speed, fit, overshoot
 from mixlab.compare.evaluated import evaluated
-from mixlab.compare.plan import EVALUATIONS, Entry, Limits, Plan, make_plan
-from mixlab.compare.request import Request
+from mixlab.compare.plan import Entry, Limits, Plan, make_plan
+from mixlab.compare.request import EVALUATIONS, Request
 from mixlab.data.config import DataConfig
 from mixlab.errors import UserError
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from mixlab.compare.plan import EVAL_TOKENS, EVALUATIONS, make_plan
-from mixlab.compare.request import DEFAULT_MODELS, DEFAULT_TOKENS, Request
+from mixlab.compare.plan import EVAL_TOKENS, make_plan
+from mixlab.compare.request import DEFAULT_MODELS, DEFAULT_TOKENS, EVALUATIONS, Request
 from mixlab.config import preset_names
 from mixlab.errors import UserError
 from mixlab.model.ngram import Drawn, NGramConfig

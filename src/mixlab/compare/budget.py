@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mixlab.compare.plan import EVALUATIONS, Limits, Plan
+from mixlab.compare.plan import Limits, Plan
+from mixlab.compare.request import EVALUATIONS
 from mixlab.errors import UserError
 
 LEAST_STEPS = 50

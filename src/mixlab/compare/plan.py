@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from mixlab.compare.request import Request
+from mixlab.compare.request import EVALUATIONS, Request
 from mixlab.compare.sweep import Axis, check_size, points
 from mixlab.compare.terms import Terms
 from mixlab.compare.width import solve
@@ -21,9 +21,6 @@ from mixlab.train.config import HORIZONS, RunConfig, ScheduleConfig
 
 if TYPE_CHECKING:
     from mixlab.data import Dataset
-
-EVALUATIONS = 10
-"""Of each run, on a logarithmic schedule; the last one is the full measure."""
 
 EVAL_TOKENS = 32_768
 """Scored by those before the last: nine of them cost as much as the default text's whole validation side, and

@@ -14,11 +14,14 @@ DEFAULT_MODELS = ("ngram", "window", "rnn", "gru", "lstm", "transformer")
 """Counting first, then the order in which the field found them."""
 
 DEFAULT_BATCH = 8
-"""Rows a step: at this budget twice the steps of half the size reach a lower loss in the same time."""
+"""Sequences per step: at this budget twice the steps of half the size reach a lower loss in the same time."""
 
 DEFAULT_TOKENS = 160 * DEFAULT_BATCH * 256
 """Fixed, not minutes, so that anyone's default run gives the same losses; 160 steps of each model, with all
 that is measured, take about two minutes on two recent cores."""
+
+EVALUATIONS = 10
+"""Of each neural run, on a logarithmic schedule; the last one is the full measure."""
 
 MOST = {"params": 10**12, "context": 1 << 24, "batch_size": 1 << 20, "seeds": 1000}
 """What is taken for a slip beyond."""

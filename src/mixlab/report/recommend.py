@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixlab.compare.request import EVALUATIONS
 from mixlab.report import grid
 from mixlab.report.units import bits, count, duration
 from mixlab.report.verdict import Ranking, counted, headline, rank
 from mixlab.report.view import ModelView, clean, group, mapping, number
-
-EVALUATIONS = 10
-"""Of the recommended run."""
 
 
 @dataclass(frozen=True, kw_only=True)
