@@ -64,7 +64,7 @@ def _on_top(base: Any, value: Any) -> Any:
 
 
 def _without_rivals(base: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The base without the keys of [train] that say otherwise what `own` says: how long, how many a step."""
+    """The base without the keys of [train] that `own` sets by another name: length, tokens per step."""
     from mixlab.train.config import HORIZONS
 
     train, given = base.get("train"), own.get("train")

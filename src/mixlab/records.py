@@ -16,10 +16,10 @@ T = TypeVar("T")
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 DIGITS = 300
-"""Of a whole number at most: a float takes 308, and no counter comes near."""
+"""Most digits of a whole number: a float takes 308, and no counter comes near."""
 
 DEPTH = 100
-"""Of nested lists and tables at most: far above any of ours, far below what Python's own functions bear."""
+"""Deepest nesting of lists and tables: far above any of ours, far below what Python's own functions bear."""
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -27,11 +27,11 @@ def on_ending(handler: Handler) -> dict[int, Any]:
 
 
 def restore(before: Mapping[int, Any]) -> None:
-    """Put the handlers that `on_ending` returned back; one that Python did not set becomes the default."""
+    """Restore the handlers that `on_ending` returned; one that Python did not set becomes the default."""
     for number, handler in before.items():
         signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def ignore_ending() -> None:
-    """From here on the signals that ask to end change nothing."""
+    """Ignore the signals that ask to end from now on."""
     on_ending(lambda number, frame: None)

@@ -171,7 +171,7 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
 
 
 def print_sweeps(comparison: Mapping[str, Any]) -> None:
-    """For each swept model and key a table of the loss at each value, the best marked, to stdout."""
+    """Print a table of the loss at each value for each swept model and key, the best marked."""
     data = clean(comparison)
     keys = grid.keys_of(data)
     for sweep in grid.swept(data, group(data)):
@@ -215,7 +215,7 @@ def footnotes(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def scored_on(comparison: Mapping[str, Any]) -> str:
-    """On what the losses were measured, by the results."""
+    """The text that the losses were measured on, by the results."""
     evaluation = comparison.get("evaluation") or {}
     scored, whole = evaluation.get("tokens_scored"), evaluation.get("valid_tokens")
     if scored is None or whole is None:

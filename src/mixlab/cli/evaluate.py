@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mixlab.train.evaluate import Evaluation
 
 MOST_DOCUMENTS = 50
-"""In the table: more than a screen has room for."""
+"""Documents in the table at most: more do not fit a screen."""
 
 
 def evaluate(

@@ -131,8 +131,11 @@ class Bands:
         )
 
     def verdicts(self, comparison: Mapping[str, Any], models: tuple[str, ...]) -> list[Verdict]:
-        """Of each result of a comparison of `models`. A .toml file has no band, whatever it is called, and
-        an n-gram's is of the one that is counted on all of the text: of the other there is no verdict."""
+        """Return the verdict on each result of a comparison of `models`.
+
+        A .toml file has no band, whatever it is called. The band of an n-gram is for the one that is counted
+        on all of the text: the other has no verdict.
+        """
         banded = [result for result in comparison["results"] if result.get("counted_on") != "same"]
         return [self._verdict(result, models) for result in banded]
 

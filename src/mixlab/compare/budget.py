@@ -15,23 +15,23 @@ LEAST_STEPS = 50
 """A neural model's steps, below which a comparison says nothing: its warm-up alone is to take some."""
 
 EVALUATION_SHARE = 0.12
-"""Of the minutes, for all evaluations of all runs.
+"""Share of the minutes for all evaluations of all runs.
 On a machine that is a fifth slower then, they stay below 15%."""
 
 COUNT_SHARE = 0.1
-"""Of the minutes, for counting n-grams: more text gives them less and less."""
+"""Share of the minutes for counting n-grams: more text gives diminishing returns."""
 
 TRAINING_SHARE = 0.97
-"""Of what is left then, for training: checkpoints, the report and a start that was slower than the others."""
+"""Share of the rest for training; checkpoints, the report and a slower start take the remainder."""
 
 SETTLED = 4
 """Times the steps are computed from what was counted with the steps before: they no longer move by then."""
 
 MEASURING, MEASURING_SHARE = 3.0, 0.06
-"""Seconds for the steps of one model that are measured, and of the minutes the most for those of all."""
+"""Seconds of measured steps for one model, and the largest share of the minutes for those of all models."""
 
 LEAST_SCORED = 4096
-"""Tokens of the full measure, whatever it takes."""
+"""Tokens that the full measure scores at least, whatever that takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +156,12 @@ def overshoot(
 
 
 def _rounded_up(minutes: float) -> float:
-    """To what a person would type: halves below 10, whole minutes above."""
+    """Round up to what a person would type: halves below 10, whole minutes above."""
     return math.ceil(2 * minutes) / 2 if minutes < 10 else math.ceil(minutes)
 
 
 def speed_of(line: Mapping[str, Any], seconds: float) -> Speed:
-    """From the last line of a worker that measured a speed and took `seconds` in all."""
+    """The Speed in the last line of a worker that measured one and took `seconds` in all."""
     return Speed(
         start=max(0.0, seconds - line["measuring"]),
         train=line["train"],

@@ -147,7 +147,7 @@ def state_growth(scorer: Scorer, context: int) -> float:
 
 
 def sampled_tokens(milliseconds: float) -> int:
-    """How long the sample is where decoding takes so many of them a token."""
+    """Tokens of the sample, where decoding takes so many milliseconds per token."""
     return min(MOST_TOKENS, max(FEWEST_SAMPLED, int(1000 * DECODE_SECONDS / milliseconds)))
 
 

@@ -21,7 +21,7 @@ DEFAULT_TOKENS = 160 * DEFAULT_BATCH * 256
 that is measured, take about two minutes on two recent cores."""
 
 EVALUATIONS = 10
-"""Of each neural run, on a logarithmic schedule; the last one is the full measure."""
+"""Evaluations per neural run, on a logarithmic schedule; the last one is the full measure."""
 
 MOST = {"params": 10**12, "context": 1 << 24, "batch_size": 1 << 20, "seeds": 1000}
 """What is taken for a slip beyond."""

@@ -47,8 +47,8 @@ def compare(
 ) -> dict[str, Any]:
     """Compare what `request` names in the folder `out`; returns what comparison.json holds.
 
-    Called again with the same request it goes on where it stopped: finished results are kept, a half-trained
-    model resumes, a failed one is tried again. command: what to record as the way to make this comparison.
+    Called again with the same request it resumes: finished results are kept, a half-trained model resumes, a
+    failed one is tried again. command: what to record as the way to make this comparison.
     stdin: the text that the source '-' stands for; read from standard input if absent.
 
     progress: called with the lines of each run's metrics.jsonl as they are written, and with

@@ -3,7 +3,7 @@
     python -m mixlab.compare.server FD
 
 Importing PyTorch and what its optimizers draw in takes seconds, and a forked worker has all of it at once. It
-is still a process of its own, with its own peak memory, which a fork starts anew. The server computes nothing
+is still a process of its own, with its own peak memory, which a fork resets. The server computes nothing
 itself: threads that a first product would start do not survive a fork.
 
 FD is a socket to the parent. Each message there is one byte that carries three file descriptors, the
@@ -62,7 +62,7 @@ def work(descriptors: list[int]) -> int:
         return worker.main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
-    except BaseException:  # it must not go on as a server
+    except BaseException:  # it must not continue as a server
         traceback.print_exc()
         return 1
 

@@ -13,10 +13,10 @@ from mixlab.config import toml_value
 from mixlab.errors import UserError
 
 MOST_RUNS = 200
-"""Of a sweep: more take days at any budget, and no table or figure holds them."""
+"""Largest number of runs in a sweep: more take days at any budget, and no table or figure holds them."""
 
 MOST_CHARACTERS = 80
-"""Of a name that is a folder's: file systems take 255 bytes, and more is added to it."""
+"""Longest part of a folder name: file systems take 255 bytes, and more is added to it."""
 
 SECTIONS = ("model", "train", "ngram")
 
@@ -129,7 +129,7 @@ def points(every: Sequence[Axis], counted: bool) -> list[Point]:
 
 
 def short_names(keys: Sequence[str]) -> list[str]:
-    """Of each key its last words, as many as tell it from the others."""
+    """The last components of each key, as many as tell it from the others."""
     names = []
     for key in keys:
         words = key.split(".")

@@ -11,7 +11,7 @@ from mixlab.train import auto
 from mixlab.train.config import TrainConfig
 
 WIDTH = 128
-"""Of the work that threads are measured on: about that of a model of a million parameters."""
+"""Width of the work that threads are measured on: about that of a model of a million parameters."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ MOVED = 2.0
 """A ratio that repeated timings on a machine left alone stay far below."""
 
 PARTS = 4
-"""Of a process's steps, compared with each other."""
+"""Parts that the steps of a process are divided into, to compare them."""
 
 FEWEST = 5
 """Steps in such a part: the median of fewer says little."""

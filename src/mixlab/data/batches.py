@@ -22,7 +22,7 @@ Batch = tuple[Int64[Tensor, "B T"], ...]
 
 
 MARKED = 1024
-"""Packed rows whose positions are held in memory at a time."""
+"""Packed sequences whose positions are held in memory at a time."""
 
 
 class Rows(Protocol):
@@ -35,7 +35,7 @@ class Rows(Protocol):
         ...
 
     def mark(self, read: np.ndarray, stop: int) -> None:
-        """Set `read`, a truth value per token of the stream, where the first `stop` rows read or predict."""
+        """Set `read`, a boolean per token of the stream, where the first `stop` sequences read or predict."""
         ...
 
 
@@ -247,8 +247,8 @@ class Batches:
             self.quota.turns = [int(place["turns"]) for place in places]
 
     def distinct(self, rows: int) -> list[np.ndarray]:
-        """What the first `rows` rows from the beginning read, each token once, as the longest chunks of the
-        text that were read without a gap; whatever the state."""
+        """The tokens that the first `rows` sequences from the beginning read, each once, as the longest
+        chunks of the text that were read without a gap; independent of the state."""
         shares = [rows]
         if self.quota is not None:
             quota = Quota(self.weights)

@@ -95,9 +95,9 @@ def prepare(
     many as are worth it. look: nothing is written; a long text that is not in the cache yet is given as an
     estimate, with a note (see `mixlab.data.survey`), to be looked at and not to be trained on.
 
-    A call that was killed is gone on with by the next one. Raises `UserError` for a
-    broken source, a text too short to split, or a training side shorter than `context` + 1 tokens, and
-    `RunFailed` where there is no room for the tokens of a large text.
+    The next call resumes one that was killed. Raises `UserError` for a broken source, a text too short to
+    split, or a training side shorter than `context` + 1 tokens, and `RunFailed` where the disk does not hold
+    the tokens of a large text.
     """
     said, work = _Said(notes), _Work(cache_dir, progress, processes, look=look)
     corpus = work.read(config.sources, said, config)
@@ -245,7 +245,7 @@ class _Work:
         )
 
     def compared(self, train: Corpus, valid: Corpus, said: _Said) -> dict[str, Any]:
-        """The facts of a validation text of its own; what it shares with the training text is said."""
+        """Metadata of a separate validation text; notes what it shares with the training text."""
         behind = self.stage(
             "looking for the validation text in the training text", train.characters, "characters"
         )

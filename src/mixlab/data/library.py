@@ -74,7 +74,7 @@ class LibraryTokenizer(_Base):
         return np.concatenate([end, *(part for d in documents for part in (self.encode(d), end))])
 
     def encode_stretch(self, text: str) -> np.ndarray:
-        """Ids of a stretch of a stream, in which NUL ends a document."""
+        """Ids of a chunk of a stream, in which NUL ends a document."""
         first, *others = text.split(END)
         return np.concatenate([self.encode(first), self.encode_documents(others)[: -1 if others else 0]])
 

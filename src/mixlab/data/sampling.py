@@ -47,7 +47,7 @@ def sample(file: TokenFile, most: int, tokenizer: Tokenizer) -> TokenFile:
 
 
 def _documents(file: TokenFile, most: int) -> list[list[np.ndarray]] | None:
-    """For each part the documents that are its share of `most`; None where one is too long for that."""
+    """The documents of each part that make up its share of `most`; None if one is too long for that."""
     found = []
     for part in file.each():
         stream = part.of(file.tokens)

@@ -71,7 +71,7 @@ def decoder(
     tokens: how many are asked; None is enough. An n-gram multiplies nothing.
 
     Packed copies are made once and kept as long as the model, half of its size. At the start of each
-    generation the weights are looked at, and those that changed since are packed anew.
+    generation the weights are checked, and those that changed since are packed again.
     """
     if not isinstance(scorer, LanguageModel):
         return scorer

@@ -20,7 +20,7 @@ PROMPT = 40
 """Characters of a prompt: a few words, so that what a reader sees is the model's."""
 
 KEPT = 0.6
-"""Of a sample that no document's end ended, at least this much stays when it is cut at a natural end."""
+"""Share of a sample without an end of a document that stays at least when it is cut at a natural end."""
 
 SENTENCE = re.compile(r"""[.!?…]["'”’)\]]*(?=\s)|\n""")
 

@@ -13,8 +13,8 @@ from mixlab.errors import UserError
 def tie(model: nn.Module) -> None:
     """Give `model.head` the weights of `model.embedding`, for good.
 
-    `load_state_dict(assign=True)` replaces each of them by itself. The tie is then made anew, by the one that
-    was given; UserError if both were and they differ.
+    `load_state_dict(assign=True)` replaces the two separately. The tie is then restored from the one that was
+    given; UserError if both were and they differ.
     """
     model.get_submodule("head").weight = model.get_submodule("embedding").weight
     model.register_load_state_dict_post_hook(_tie_again)

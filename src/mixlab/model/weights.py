@@ -67,11 +67,11 @@ class StoredTensors(Mapping[str, Tensor]):
         return len(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, without reading it."""
+        """Shape of a tensor, without reading it."""
         return self._entries[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Of a tensor, without reading it."""
+        """Dtype of a tensor, without reading it."""
         return self._entries[name].dtype
 
     @torch.no_grad()

@@ -62,8 +62,8 @@ class Snapshot(NamedTuple):
 
 @dataclass(eq=False)
 class _Record:
-    """Of a Linear's weights as they were: why float16 does not hold them, if it does not, and packed copies,
-    by how many Linears are in one, with the records of the others."""
+    """A Linear's weights as they were: why float16 does not hold them, if it does not, and packed copies by
+    the number of Linears in one, with the records of the others."""
 
     snapshot: Snapshot
     reason: str | None
@@ -113,7 +113,7 @@ class PackedProducts(Products):
         return None
 
     def _record(self, linear: nn.Module) -> _Record:
-        """Of the weights as they are now."""
+        """The record of the current weights."""
         if linear not in self._seen:
             with _LOCK:
                 # Taken before the weights are read: whatever another thread writes meanwhile makes it differ.

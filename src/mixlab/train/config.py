@@ -30,7 +30,7 @@ MOST_RATE = 1e4
 """A range test ends at 10; more serves nobody but tests of divergence."""
 
 MOST_BATCH, MOST_THREADS = 1 << 28, 4096
-"""Of tokens, ten times the largest batches in use; and of threads, more than any machine has cores."""
+"""Ten times the tokens of the largest batches in use; more threads than any machine has cores."""
 
 HORIZONS = ("steps", "tokens", "epochs", "minutes", "flops")
 

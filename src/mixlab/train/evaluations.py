@@ -19,11 +19,11 @@ from mixlab.train.metrics import Line
 from mixlab.train.progress import FORWARD
 
 FIRST = 1 / 40
-"""Of the length: where a logarithmic schedule begins. Ten evaluations are then each 1.5 times as far as the
-one before; earlier there is little to see but the first fall of the loss."""
+"""Fraction of the length at which a logarithmic schedule begins. Ten evaluations are then each 1.5
+times as far as the one before; earlier there is little to see but the first fall of the loss."""
 
 SHARE = 0.15
-"""Of the training time so far: the most that evaluations before the last may take where the length is
+"""Largest share of the training time so far that evaluations before the last may take, where the length is
 in minutes. One that would take more is left out."""
 
 

@@ -72,11 +72,11 @@ def train(
     {"kind": "prepare", ...} while a long text is read and encoded (`mixlab.data.corpus.Progress`), with
     {"kind": "evaluating", ...} during an evaluation (`Evaluations.make`), and with {"kind": "note",
     "message"} for what a person should be told; without it, notes are Python warnings. After an OSError of
-    its own it is called no more, and training goes on.
+    its own it is not called again, and training continues.
     dataset: the text of `config.data`, where it is prepared already.
 
     The summary's `status` is "done", or "stopped" after SIGTERM, SIGINT or SIGHUP (its `message` says how to
-    go on). Torch's settings are pinned meanwhile (`mixlab.train.surroundings`). Raises UserError for a
+    resume). Torch's settings are pinned meanwhile (`mixlab.train.surroundings`). Raises UserError for a
     config, text or folder that cannot work and if this process is training already, RunFailed for a loss
     that is not finite or a full disk.
     """

@@ -1,4 +1,4 @@
-"""What is told to a person or a program while work goes on."""
+"""Reports to a person or a program while work is running."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def notes(progress: Progress) -> Callable[[str], None]:
 
 
 class Told:
-    """A `progress` that may go away: at its first OSError (a broken pipe, a full disk) it is told nothing
-    more, with a Python warning, and the work goes on. What fails there must not pass for the work's own."""
+    """A `progress` that may go away: after its first OSError (a broken pipe, a full disk) it is not called
+    again, with a Python warning, and the work continues: its failure must not pass for the work's own."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress: Progress | None = progress

@@ -115,7 +115,7 @@ def open_run(path: Path | str, *, notes: Notes | None = None) -> Run:
     if config.model is not None and config.model.vocab_size != tokenizer.vocab_size:
         raise UserError(
             f"{folder.tokenizer} has {tokenizer.vocab_size} tokens and the model of {folder.config} "
-            f"{config.model.vocab_size} (model.vocab_size): put the run's own tokenizer back"
+            f"{config.model.vocab_size} (model.vocab_size): restore the run's own tokenizer.json"
         )
     return Run(folder.path, config, tokenizer, chosen)
 

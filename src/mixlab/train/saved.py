@@ -114,7 +114,7 @@ def _config(name: str, model: LanguageModel | NGram) -> RunConfig:
 
 @dataclass(frozen=True)
 class _NoText:
-    """In place of a run's text."""
+    """Stands in for the text of a run that has none."""
 
     tokenizer: Tokenizer
 

@@ -137,7 +137,7 @@
     });
   });
 
-  // a shadow at the edge behind which a table goes on, and a word where it does at first
+  // a shadow at the edge where a table continues, and a hint while it is not scrolled
   document.querySelectorAll(".scroller").forEach((scroller) => {
     const box = scroller.querySelector(".scroll");
     const mark = () => {
