@@ -164,6 +164,12 @@ def test_a_text_that_was_read_whole_is_read_for_twice_as_long() -> None:
     assert "--epochs 5" in found.command and "5 passes over the whole training text" in found.advice
 
 
+@pytest.mark.parametrize(("tokens", "epochs"), [(100, 1), (740_000, 1), (760_000, 2), (1_000_000, 2)])
+def test_a_text_of_which_most_was_read_is_read_for_twice_as_long(tokens: int, epochs: int) -> None:
+    found = conclude(comparison(result("a", 0, 2.0, tokens=tokens), result("b", 0, 2.1, tokens=tokens)))
+    assert found.command.endswith(f"--epochs {epochs} --set train.evaluations=10")
+
+
 def test_page_and_terminal_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     data = comparison(ngram(1.9), result("a", 0, 2.0), result("b", 0, 2.1))
     found, page = conclude(data), " ".join(Page(render(data)).text.split())

@@ -156,5 +156,8 @@ def test_a_sweep_is_drawn_against_its_values_and_warns_at_the_edge() -> None:
     (warning,) = grid.warnings(data, group(data))
     assert "0.02, is the largest" in warning and "a larger one may be better" in warning
     assert warning in render(data)
+    low = sweep({0.005: 2.2, 0.01: 2.3, 0.02: 2.4})
+    (warning,) = grid.warnings(low, group(low))
+    assert "0.005, is the smallest" in warning and "a smaller one may be better" in warning
     inside = sweep({0.005: 2.5, 0.01: 2.3, 0.02: 2.4})
     assert grid.warnings(inside, group(inside)) == [] and "the largest" not in render(inside)
