@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 
-from mixlab.compare.budget import EVALUATION_SHARE, LEAST_STEPS, Fit, Speed, fit, overshoot
+from mixlab.compare.budget import EVALUATION_SHARE, LEAST_SCORED, LEAST_STEPS, Fit, Speed, fit, overshoot
 from mixlab.compare.evaluated import evaluated
 from mixlab.compare.plan import Entry, Limits, Plan, make_plan
 from mixlab.compare.request import EVALUATIONS, Request
@@ -64,6 +65,14 @@ def test_a_short_text_is_scored_whole_and_a_long_one_on_as_much_as_fits() -> Non
     assert 32 <= few.limits.eval_tokens <= few.limits.valid_tokens < many.limits.valid_tokens < 4_000_000
     assert few.limits.count_tokens < many.limits.count_tokens
     assert many.evaluation == pytest.approx(EVALUATION_SHARE * 20 * 60, rel=0.01)
+
+
+def test_a_model_that_scores_slowly_is_scored_on_enough_tokens_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(SPEEDS, "rnn", replace(SPEEDS["rnn"], score=0.02))
+    found = planned(10.0, LONG, models=("rnn",))
+    assert found.limits.valid_tokens == LEAST_SCORED and found.steps >= LEAST_STEPS
 
 
 def test_valid_tokens_that_the_user_sets_bound_it() -> None:

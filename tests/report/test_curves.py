@@ -52,9 +52,11 @@ def test_what_would_hide_the_rest_is_clipped_marked_and_counted() -> None:
     assert "▲ 4 points above, up to 90.000" in [note["text"] for note in shown["layout"]["annotations"]]
 
 
-def test_a_bad_model_that_learned_is_no_outlier() -> None:
-    scale = fit([[8.0, 4.0, 2.2, 2.1, 2.1], [8.0, 7.5, 7.0, 6.5, 6.0]], [])
-    assert scale.span[1] > 6.0
+@pytest.mark.parametrize(("bad", "clipped"), [([9.0, 8.0, 7.0], 0), ([7.0, 8.0, 9.0], 3)])
+def test_a_bad_model_is_clipped_only_if_it_did_not_learn(bad: list[float], clipped: int) -> None:
+    scale = fit([[2.2, 2.1, 2.0], [2.3, 2.1, 2.0], [2.2, 2.1, 2.1], bad], [])
+    assert scale.clipped == clipped
+    assert (scale.span[1] > bad[-1]) == (clipped == 0)
 
 
 def test_a_line_of_many_points_is_marked_where_it_leaves_the_axis() -> None:
