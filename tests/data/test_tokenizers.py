@@ -83,10 +83,19 @@ def test_decode_takes_lists_arrays_and_iterators_and_broken_utf8():
 
 
 @pytest.mark.parametrize("tokenizer", ALL, ids=lambda t: t.kind)
+def test_bytes_are_counted_as_they_are_decoded(tokenizer):
+    ids = np.concatenate(
+        [np.arange(tokenizer.vocab_size), tokenizer.encode_documents(["déjà vu", "the the"])]
+    )
+    assert tokenizer.count_bytes(ids) == len(tokenizer.decode_bytes(ids)) > len(ids) // 2
+
+
+@pytest.mark.parametrize("tokenizer", ALL, ids=lambda t: t.kind)
 def test_an_id_outside_the_vocabulary_is_refused(tokenizer):
     for wrong in (-1, tokenizer.vocab_size):
-        with pytest.raises(ValueError, match="outside the vocabulary"):
-            tokenizer.decode([wrong])
+        for read in (tokenizer.decode, tokenizer.count_bytes):
+            with pytest.raises(ValueError, match="outside the vocabulary"):
+                read(np.array([wrong]))
 
 
 @pytest.mark.parametrize("tokenizer", ALL, ids=lambda t: t.kind)

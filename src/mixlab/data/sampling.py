@@ -34,7 +34,7 @@ def sample(file: TokenFile, most: int, tokenizer: Tokenizer) -> TokenFile:
     parts, start = [], 0
     for part, documents in zip(file.each(), chosen, strict=True):
         stop = start + sum(map(len, documents))
-        size = len(tokenizer.decode_bytes(tokens[start + 1 : stop + 1]))
+        size = tokenizer.count_bytes(tokens[start + 1 : stop + 1])
         parts.append(Part(part.name, start, stop + 1, size, len(documents)))
         start = stop
     return replace(

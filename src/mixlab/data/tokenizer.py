@@ -68,6 +68,10 @@ class Tokenizer(Protocol):
         decoder."""
         ...
 
+    def count_bytes(self, ids: np.ndarray) -> int:
+        """The length of `decode_bytes(ids)`."""
+        ...
+
     def count_unknown(self, ids: np.ndarray) -> int:
         """How many of `ids` stand for text that the vocabulary cannot write."""
         ...
@@ -105,6 +109,10 @@ class _Base:
     def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
         """The UTF-8 bytes of `ids`, by each tokenizer itself."""
         raise NotImplementedError
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        """The length of `decode_bytes(ids)`."""
+        return len(self.decode_bytes(ids))
 
     @property
     def hash(self) -> str:
