@@ -132,12 +132,13 @@ class Source:
 
     def distinct(self, count: int) -> list[np.ndarray]:
         """See `Batches.distinct`."""
-        read, epoch = np.zeros(len(self.tokens), bool), 0
+        framed, epoch = np.zeros(len(self.tokens) + 2, bool), 0  # False on both sides, where chunks end
+        read = framed[1:-1]
         while count > 0:
             rows = self.plan(epoch)
             rows.mark(read, min(count, len(rows)))
             count, epoch = (0 if read.all() else count - len(rows)), epoch + 1
-        edges = np.flatnonzero(np.diff(read, prepend=False, append=False))
+        edges = np.flatnonzero(framed[1:] != framed[:-1])
         return [self.tokens[start:stop] for start, stop in edges.reshape(-1, 2).tolist()]
 
     def go_to(self, epoch: int, cursor: int) -> None:
