@@ -9,6 +9,7 @@ from typing import Any
 
 from mixlab.errors import UserError
 from mixlab.report import (
+    component_figures,
     downloads,
     facts,
     figures,
@@ -106,14 +107,14 @@ def draw(
         figures.loss_figure(models, key, readings.loss(models, key, apart=own, timed=timed), nats)
         for key in ("tokens", "seconds", "flops")
     ] + [
-        figures.component_figure(
+        component_figures.component_figure(
             models,
             "flops",
             "Work per token by component",
             "forward FLOPs per token",
             readings.component_flops(models),
         ),
-        figures.component_figure(
+        component_figures.component_figure(
             models,
             "parameters",
             "Parameters by component",

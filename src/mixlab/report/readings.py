@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mixlab.report.component_figures import component_sums
 from mixlab.report.curves import (
     Curve,
     by_position,
@@ -13,7 +14,6 @@ from mixlab.report.curves import (
     smoothing_window,
     training_curve,
 )
-from mixlab.report.figures import component_sums
 from mixlab.report.units import bits, count, duration, listed, percent, work
 from mixlab.report.view import ModelView, rows
 
