@@ -301,7 +301,7 @@ def test_every_stage_tells_how_far_it_is(text, tmp_path, monkeypatch, small):
 ON_A_SMALL_DISK = """
 import sys
 from pathlib import Path
-from mixlab.data import DataConfig, corpus, dataset, prepare
+from mixlab.data import DataConfig, dataset, preparation, prepare
 from mixlab.errors import RunFailed
 
 disk, text, small = map(Path, sys.argv[1:4])
@@ -311,7 +311,7 @@ said = []
 data = prepare(DataConfig(sources=(str(text),)), cache_dir=disk, notes=said.append)
 print(said, type(data.train.tokens).__name__, data.train.num_bytes + data.valid.num_bytes)
 print(sorted(path.name for path in (disk / "tokens").iterdir()) == kept)
-dataset.IN_MEMORY = 1000
+preparation.IN_MEMORY = 1000
 try:
     prepare(DataConfig(sources=(str(text),)), cache_dir=disk)
 except RunFailed as error:

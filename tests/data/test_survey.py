@@ -7,8 +7,7 @@ import random
 
 import pytest
 
-from mixlab.data import dataset as module
-from mixlab.data import prepare, survey
+from mixlab.data import preparation, prepare, survey
 from mixlab.data.config import DataConfig
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "wizards"]
@@ -41,7 +40,7 @@ def test_a_short_text_or_one_in_the_cache_is_known_exactly(folder, tmp_path, tok
     cache = tmp_path / "cache"
     expected = prepare(config, cache_dir=cache if kept else tmp_path / "other", processes=1)
     if kept:
-        monkeypatch.setattr(module, "LOOKED", 100)
+        monkeypatch.setattr(preparation, "LOOKED", 100)
     before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
     notes = []
     assert lengths(looked(config, cache, notes.append)) == lengths(expected)
@@ -59,8 +58,8 @@ def test_a_long_text_is_estimated_from_its_beginning_and_that_is_said(
         ((str(folder / "one.jsonl"),), (str(folder / "two.jsonl"),)) if own else ((str(folder),), ())
     )
     config = DataConfig(sources=sources, valid=valid, tokenizer=tokenizer, vocab_size=300)
-    for place in (module, survey):
-        monkeypatch.setattr(place, "LOOKED", 10_000)
+    for module in (preparation, survey):
+        monkeypatch.setattr(module, "LOOKED", 10_000)
     notes = []
     found = looked(config, tmp_path / "cache", notes.append)
     expected = prepare(config, cache_dir=tmp_path / "other", processes=1)
@@ -77,8 +76,8 @@ def test_a_long_text_is_estimated_from_its_beginning_and_that_is_said(
 def test_a_mixture_is_estimated_source_by_source(folder, tmp_path, monkeypatch):
     sources = tuple(str(folder / f"{name}.jsonl") for name in ("one", "two"))
     config = DataConfig(sources=sources, weights=(3.0, 1.0))
-    for place in (module, survey):
-        monkeypatch.setattr(place, "LOOKED", 5_000)
+    for module in (preparation, survey):
+        monkeypatch.setattr(module, "LOOKED", 5_000)
     found = looked(config, tmp_path / "cache")
     expected = prepare(config, cache_dir=tmp_path / "other", processes=1)
     for ours, theirs in zip(found.train.parts, expected.train.parts, strict=True):

@@ -88,7 +88,7 @@ def test_a_text_that_was_only_looked_at_is_explained_alike(config, tmp_path, mon
 def test_an_estimated_text_is_explained_by_its_lengths(config, tmp_path, monkeypatch):
     exact = explained(config)["length"]["epochs"]
     monkeypatch.setenv("MIXLAB_CACHE", str(tmp_path / "cache"))
-    for module in ("dataset", "survey"):
+    for module in ("preparation", "survey"):
         monkeypatch.setattr(f"mixlab.data.{module}.LOOKED", 1000)
     found = explain(with_train(config, eval_tokens=50), mixlab.data.prepare(config.data, look=True))
     assert found["length"]["epochs"] == pytest.approx(exact, rel=0.05)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,30 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mixlab.data.building import Building, Memory, Sink, learnt_before
 from mixlab.data.charsets import DEFAULT
 from mixlab.data.config import DataConfig
 from mixlab.data.corpus import EMBEDDED, Corpus, Joined, Progress, Stage
-from mixlab.data.overlap import overlap
+from mixlab.data.preparation import Notes, Preparation, Said
 from mixlab.data.sampling import sample
 from mixlab.data.split import Split, split_documents
-from mixlab.data.stretches import OtherText, fill, processes_for, sides, stretches
-from mixlab.data.survey import LOOKED, Learn, estimate
+from mixlab.data.stretches import sides
 from mixlab.data.text_counts import count_words
 from mixlab.data.tokenizer import Tokenizer, learn_tokenizer
-from mixlab.data.tokens import Count, Entry, Part, TokenCache, TokenFile, check_length, default_cache_dir
-from mixlab.errors import RunFailed, UserError
+from mixlab.data.tokens import TokenFile, check_length
+from mixlab.errors import UserError
 
 if TYPE_CHECKING:
     from mixlab.data.batches import Batches
 
 # Raised whenever the same text, split and tokenizer would give other tokens or another layout on disk.
 FORMAT_VERSION = 2
-
-IN_MEMORY = 1 << 28
-"""Bytes of text whose tokens may stay in memory where the cache cannot be written."""
-
-Notes = Callable[[str], None]
 
 BY_KEY = "(data.valid_tokens)"
 """How the sentence on a sample ends: it names the key that asks for it."""
@@ -99,7 +92,7 @@ def prepare(
     split, or a training side shorter than `context` + 1 tokens, and `RunFailed` where the disk does not hold
     the tokens of a large text.
     """
-    said, work = _Said(notes), _Work(cache_dir, progress, processes, look=look)
+    said, work = Said(notes), Preparation(cache_dir, progress, processes, look=look)
     corpus = work.read(config.sources, said, config)
     own = work.read(config.valid, said, config) if config.valid else None
     counts = corpus.counts if config.weights else (len(corpus.lengths),)
@@ -189,7 +182,7 @@ def prepare_single(
     The facts have the text's "words" and "lines" (`mixlab.data.text_counts`) and, with `by_document`, under
     "places" a list of where each document is from and its bytes. Other arguments and errors as of `prepare`.
     """
-    said, work = _Said(notes), _Work(cache_dir, progress, processes)
+    said, work = Said(notes), Preparation(cache_dir, progress, processes)
     config = DataConfig(sources=tuple(sources), text_field=text_field, max_bytes=max_bytes, encoding=encoding)
     corpus = work.read(config.sources, said, config, places=by_document)
     key = _key(corpus, tokenizer.hash, "whole")
@@ -202,140 +195,6 @@ def prepare_single(
     return file, facts | ({"places": corpus.places} if by_document else {})
 
 
-class _Said:
-    """Passes notes on and keeps them."""
-
-    def __init__(self, notes: Notes | None) -> None:
-        self.sentences: list[str] = []
-        self._notes = notes
-
-    def __call__(self, sentence: str) -> None:
-        self.sentences.append(sentence)
-        if self._notes is not None:
-            self._notes(sentence)
-
-
-class _Work:
-    """What preparing takes, and whom it tells."""
-
-    def __init__(
-        self,
-        cache_dir: Path | str | None,
-        progress: Progress | None,
-        processes: int | None,
-        *,
-        look: bool = False,
-    ) -> None:
-        self.cache = TokenCache(Path(cache_dir) if cache_dir is not None else default_cache_dir())
-        self.progress, self.processes, self.look = progress, processes, look
-
-    def read(
-        self, sources: Sequence[str], said: _Said, config: DataConfig, *, places: bool = False
-    ) -> Corpus:
-        """The corpus, read once; config: how. places: whether to keep where each document is from."""
-        return Corpus.read(
-            sources,
-            text_field=config.text_field,
-            max_bytes=config.max_bytes,
-            encoding=config.encoding,
-            places=places,
-            notes=said,
-            progress=self.progress,
-            spool=None if self.look else self.cache.root,
-        )
-
-    def compared(self, train: Corpus, valid: Corpus, said: _Said) -> dict[str, Any]:
-        """Metadata of a separate validation text; notes what it shares with the training text."""
-        behind = self.stage(
-            "looking for the validation text in the training text", train.characters, "characters"
-        )
-        shared = overlap(train, valid, self.cache.root.parent, behind)
-        if sentence := shared.sentence():
-            said(sentence)
-        return {
-            "valid_sources": list(valid.sources),
-            "valid_sha256": valid.sha256,
-            "valid_overlap": shared.share,
-            "valid_documents_in_training": shared.equal,
-        }
-
-    def stage(self, name: str, total: int, unit: str) -> Stage:
-        """A stage that tells `progress`."""
-        return Stage(self.progress, name, total, unit)
-
-    def tokens(
-        self,
-        key: str,
-        names: tuple[str, ...],
-        corpus: Corpus | Joined,
-        cuts: np.ndarray,
-        sources: Sequence[int],
-        make: Callable[[], Tokenizer],
-        said: _Said,
-        learn: Learn | None = None,
-    ) -> tuple[Tokenizer, dict[str, TokenFile]]:
-        """Each side as a token file, out of the cache or into it; in memory, with a note, where it cannot be
-        written. sources: how many documents each has; with several, they are the files' parts. learn: what
-        an estimate takes its tokenizer from, where this only looks."""
-
-        def build(folder: Path) -> None:
-            tokenizer = learnt_before(folder) or make()
-            with Building(folder, names, len(sources), tokenizer) as building:
-                self.fill(building, corpus, cuts, sources)
-                building.finish()
-
-        def held() -> Entry:
-            tokenizer = make()
-            memory = Memory(names, len(sources), tokenizer)
-            self.fill(memory, corpus, cuts, sources)
-            return Entry(tokenizer, memory.arrays(), memory.counts)
-
-        try:
-            if not self.look:
-                entry = self.cache.obtain(key, build, self._waiting)
-            elif (found := self.cache.load(key)) is None and corpus.characters > LOOKED and learn is not None:
-                said(
-                    f"lengths are estimated from the first {LOOKED:,} of {corpus.characters:,} characters: "
-                    "this text is not in the cache yet, and nothing is written"
-                )
-                return estimate(corpus, cuts, sources, names, learn)
-            else:
-                entry = found or held()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            if corpus.bytes > IN_MEMORY:
-                raise RunFailed(
-                    f"the tokens of this text ({corpus.bytes / 1e9:.1f} GB) cannot be written to the cache "
-                    f"'{self.cache.root}' ({reason}): make room there, or name another folder in MIXLAB_CACHE"
-                ) from None
-            said(f"the tokens stay in memory: the cache '{self.cache.root}' cannot be written ({reason})")
-            entry = held()
-        tokenizer, arrays, counts = entry
-        unknown = sum(count.unknown for parts in counts.values() for count in parts)
-        if unknown:
-            said(
-                f"{unknown} characters are not in the tokenizer's vocabulary and count as one unknown "
-                "character: bits per byte come out too low, and a byte or bpe tokenizer would have none"
-            )
-        return tokenizer, {name: _token_file(arrays[name], counts[name]) for name in names}
-
-    def fill(self, sink: Sink, corpus: Corpus | Joined, cuts: np.ndarray, sources: Sequence[int]) -> None:
-        """Encode the corpus into `sink`."""
-        tokenizer = sink.tokenizer
-        processes = self.processes or processes_for(tokenizer, corpus.characters)
-        behind = self.stage("encoding the text", corpus.characters, "characters")
-        for _ in range(2):
-            stream = stretches(corpus.pieces(), cuts, sources, tokenizer.cut)
-            try:
-                fill(sink, stream, tokenizer, processes=processes, behind=behind)
-                return
-            except OtherText:  # the text changed under an earlier process, which was then killed
-                sink.restart()
-
-    def _waiting(self) -> None:
-        self.stage("waiting for another process that prepares this text", 0, "").say(0)
-
-
 def _training_side(corpus: Corpus, split: Split, behind: Stage) -> Iterator[tuple[str, bool]]:
     """(text, whether its document ends) of the training side."""
     done = 0
@@ -344,18 +203,6 @@ def _training_side(corpus: Corpus, split: Split, behind: Stage) -> Iterator[tupl
         behind(done)
         if side == 0:
             yield text, ended
-
-
-def _token_file(tokens: np.ndarray, counts: Sequence[Count]) -> TokenFile:
-    """The file of a side, with a part, still without a name, for each source."""
-    ends = np.cumsum([0, *(count.tokens for count in counts)]).tolist()
-    parts = tuple(
-        Part("", start, stop + 1, count.bytes, count.documents)
-        for start, stop, count in zip(ends, ends[1:], counts, strict=False)
-    )
-    return TokenFile(
-        tokens, sum(count.bytes for count in counts), sum(count.documents for count in counts), parts
-    )
 
 
 def _with_parts(file: TokenFile, names: Sequence[str]) -> TokenFile:
@@ -428,7 +275,7 @@ def _key(corpus: Corpus | Joined, identity: str, split: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _facts(corpus: Corpus, tokenizer: Tokenizer, said: _Said) -> dict[str, Any]:
+def _facts(corpus: Corpus, tokenizer: Tokenizer, said: Said) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "sources": list(corpus.sources),
         "documents": len(corpus.lengths),

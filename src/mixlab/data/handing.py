@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mixlab.data.config import DataConfig
-from mixlab.data.dataset import Dataset, Notes, scored
+from mixlab.data.dataset import Dataset, scored
+from mixlab.data.preparation import Notes
 from mixlab.data.tokenizer import load_tokenizer
 from mixlab.data.tokens import Part, TokenFile
 
