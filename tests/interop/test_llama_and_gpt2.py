@@ -193,3 +193,12 @@ def test_building_from_weights_leaves_the_random_generator_alone():
 )  # fmt: skip
 def test_published_models_have_their_published_parameters(family, config, parameters):
     assert parameter_count(model_config(family.configure(config))) == parameters
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[1]", b"[" * 5000, b'{"n_layer": ' + b"9" * 5000 + b"}", b"\xff\xfa"]
+)
+def test_a_config_that_is_no_table_is_one_sentence(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json is missing or damaged \(.{10,120}\)$"):
+        gpt2.from_transformers(tmp_path)

@@ -13,6 +13,7 @@ import numpy as np
 
 from mixlab.data.corpus import Corpus
 from mixlab.data.formats import Piece
+from mixlab.records import checked, parse_json
 
 WINDOW = 64
 """Bytes that must be equal in a row, about a dozen words: shorter runs are common phrases."""
@@ -65,8 +66,8 @@ def overlap(train: Corpus, valid: Corpus, cache: Path, behind: Callable[[int], N
     named = hashlib.sha256(f"{_FORMAT} {train.sha256} {valid.sha256}".encode()).hexdigest()
     path = cache / "overlap" / f"{named}.json"
     try:
-        share = json.loads(path.read_bytes())["share"]
-    except (OSError, ValueError, KeyError, TypeError):
+        share = checked(parse_json(path.read_bytes()), dict[str, float | None])["share"]
+    except (OSError, ValueError, KeyError):
         share = _share(train, valid, behind)
         _keep(path, share)
     return Overlap(share, equal, len(valid.lengths))

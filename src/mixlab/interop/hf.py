@@ -16,6 +16,7 @@ from torch import Tensor
 from mixlab.errors import UserError
 from mixlab.model.language_model import LanguageModel
 from mixlab.model.weights import StoredTensors, assign, hollow_model, without_aliases
+from mixlab.records import read_json
 
 
 @dataclass
@@ -63,25 +64,17 @@ def checkpoint(source: Any) -> Checkpoint:
     """
     if isinstance(source, str | Path):
         folder = Path(source)
-        return Checkpoint(read_json(folder / "config.json"), read_weights(folder), shared=False)
+        return Checkpoint(read_table(folder / "config.json"), read_weights(folder), shared=False)
     if not (hasattr(source, "config") and hasattr(source, "state_dict")):
         raise UserError(f"expected a transformers model or a folder, got {type(source).__name__}")
     return Checkpoint(source.config.to_dict(), source.state_dict())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
     """The table in a JSON file; UserError if it is missing or malformed."""
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(
-            f"{path}: no such file; a model's folder has config.json beside its weights"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(table, dict):
-        raise UserError(f"{path}: expected a JSON object, got a {type(table).__name__}")
-    return table
+    if not path.exists():
+        raise UserError(f"{path}: no such file; a model's folder has config.json beside its weights")
+    return read_json(path, dict[str, Any])
 
 
 def read_weights(folder: Path) -> StoredTensors:
@@ -89,7 +82,7 @@ def read_weights(folder: Path) -> StoredTensors:
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.exists():
-        table = read_json(index).get("weight_map")
+        table = read_table(index).get("weight_map")
         if not isinstance(table, dict) or not table:
             raise UserError(f"{index}: expected a 'weight_map' from tensors to files")
         names = set(table.values())
