@@ -103,7 +103,7 @@ def test_the_seeds_crown_only_whom_they_separate_from_every_rival() -> None:
     assert "a wins with 2.001 bits per byte" in conclude(comparison(*clear)).headline
     close = [result("c", s, 2.0 + (-1) ** s / 50) for s in range(3)]
     found = conclude(comparison(*clear, *close)).headline
-    assert "Not settled: the seeds cannot separate a and c." in found or "c and a" in found
+    assert found.startswith("Not settled: the seeds cannot separate a and c. At this budget a has")
 
 
 def test_many_rivals_widen_the_intervals() -> None:
