@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -121,13 +121,20 @@ class RunFolder:
         if not self.config.is_file():
             raise UserError(f"{self.path} is not a run: it has no {self.config.name}")
         tables = read_toml(self.config)
-        try:
+        with self._about_config():
             config = parse(RunConfig, tables)
-            check_imported(self._recorded_imports(), str(self.path))
+        check_imported(self._recorded_imports(), str(self.path))
+        with self._about_config():
             config.validate()
+        return recorded(config, self.environment, self.metrics)
+
+    @contextlib.contextmanager
+    def _about_config(self) -> Iterator[None]:
+        """Inside, a UserError names the config's file."""
+        try:
+            yield
         except UserError as error:
             raise UserError(f"{self.config}: {error}") from None
-        return recorded(config, self.environment, self.metrics)
 
     def _recorded_imports(self) -> Any:
         """What `write_start` noted of the parts' origins; None where the file is missing or damaged."""
