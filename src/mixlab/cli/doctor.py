@@ -38,7 +38,7 @@ def doctor(
     from mixlab.train import threads
     from mixlab.train.machine import measure
 
-    note("measuring threads takes about 1 s, matrix products and memory 2 s the first time")
+    note("measuring this machine takes up to 3 s the first time, up to 1 s after that")
     chosen = threads.choose()
     with threads.using(chosen.number):
         machine = measure(refresh=refresh)
