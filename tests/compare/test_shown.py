@@ -138,3 +138,34 @@ def test_progress_is_of_the_whole_comparison() -> None:
     assert "1/2 a: failed: it never works" in said
     assert "2/2 a   75%  step 5  loss 2.000" in said
     assert "left for all" in said
+
+
+STEP = {"kind": "step", "step": 5, "loss": 2.0, "tokens_per_second": 1000.0}
+
+
+def progress_of_two(*second: dict[str, Any]) -> list[str]:
+    """What a log gets of two short runs; `second`: the lines of the second after its beginning."""
+    stream = io.StringIO()
+    run = {"kind": "run", "runs": 2, "model": "a", "seed": 0, "counted": False}
+    with ComparisonProgress(stream=stream, now=lambda: 10.0) as progress:
+        progress({"kind": "plan", "steps": 10, "counted": [False, False]})
+        progress(run | {"index": 1, "status": "begun"})
+        progress(STEP)
+        progress(run | {"index": 1, "status": "done"})
+        progress(run | {"index": 2, "model": "b", "status": "begun"})
+        for line in second:
+            progress(run | line if line["kind"] == "run" else line)
+    return stream.getvalue().splitlines()
+
+
+def test_a_last_model_that_fails_before_its_first_step_ends_the_progress_in_order() -> None:
+    failed = {"kind": "run", "index": 2, "model": "b", "status": "failed", "reason": "it never works"}
+    begun = ["1/2 a: starts", "1/2 a: done", "2/2 b: starts"]
+    assert progress_of_two(failed) == [*begun, "2/2 b: failed: it never works"]
+    assert progress_of_two()[-1] == "2/2 b: starts"  # interrupted there
+
+
+def test_progress_in_a_log_ends_with_the_last_run() -> None:
+    done = {"kind": "run", "index": 2, "model": "b", "status": "done"}
+    assert progress_of_two(STEP, done)[-1] == "2/2 b: done"
+    assert progress_of_two(STEP)[-1].startswith("2/2 b   75%  step 5")

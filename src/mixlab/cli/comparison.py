@@ -61,6 +61,7 @@ class ComparisonProgress(Progress):
         name = f"{line['model']}" + (f" seed {line['seed']}" if line["seed"] else "")
         self.label = f"{line['index']}/{line['runs']} {name}"
         status = line["status"]
+        self.fresh = False  # what the run before this line reached is over
         self.step = self.scored = 0
         self.counted = line.get("counted", False)
         if status in ("begun", "resumed"):
