@@ -12,6 +12,7 @@ from mixlab.cli import run
 from mixlab.cli.comparison import print_sweeps
 from mixlab.compare.plan import Plan, make_plan
 from mixlab.compare.request import Request
+from mixlab.config import load_run_config, to_mapping
 from mixlab.errors import UserError
 from mixlab.report import grid
 from mixlab.report.view import clean, group
@@ -168,6 +169,49 @@ def test_a_best_value_at_the_edge_is_named_unless_the_seeds_cannot_tell(losses, 
     data = clean(swept(*losses))
     found = grid.warnings(data, group(data))
     assert found == [] if said is None else said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "values", "losses", "beyond"),
+    [
+        ("transformer", "model.dropout", (0, 0.1), (2.2, 2.3), ""),  # no probability is below 0
+        ("transformer", "model.dropout", (0.1, 0.2), (2.2, 2.3), "a smaller one may be better"),
+        ("transformer", "model.dropout", (0.5, 0.9), (2.3, 2.2), "a larger one may be better"),
+        ("gru", "model.depth", (1, 2), (2.2, 2.3), ""),
+        ("gru", "model.depth", (2, 4), (2.2, 2.3), "a smaller one may be better"),
+        ("transformer", "model.temporal.heads", (2, 4), (2.3, 2.2), "a larger one may be better"),
+        ("gru", "train.threads", (1, 2), (2.2, 2.2), ""),  # a tie
+        ("gru", "train.optimizer.lr", (0.01, 0.02, 0.04), (2.5, 2.2001, 2.2), ""),
+        ("gru", "train.optimizer.kind", ("adamw", "muon"), (2.5, 2.2), ""),
+        ("ngram", "ngram.order", (1, 2), (2.2, 2.3), ""),
+        ("ngram", "ngram.order", (2, 3), (2.3, 2.2), "a larger one may be better."),
+    ],
+)
+def test_only_values_that_the_key_allows_are_proposed(model, key, values, losses, beyond: str) -> None:
+    horizon = () if model == "ngram" else ("train.steps=1",)
+    results = [
+        {
+            "model": f"{model}[{value}]",
+            "base": model,
+            "grid": {key: value},
+            "kind": "baseline" if model == "ngram" else "neural",
+            "bits_per_byte": loss,
+            "config": to_mapping(load_run_config(model, (f"{key}={value}", *horizon))),
+        }
+        for value, loss in zip(values, losses, strict=True)
+    ]
+    data = clean({"grid": {"keys": {key: list(values)}}, "results": results})
+    found = grid.warnings(data, group(data))
+    assert (beyond in found[0]) if beyond else found == []
+    assert ("one seed" in "".join(found)) == (model != "ngram" and bool(beyond))
+
+
+def test_no_value_is_the_best_where_several_reach_the_same_loss(capsys) -> None:
+    data = swept((2.5,), (2.2501,), (2.25,))
+    print_sweeps(data)
+    assert "best" not in capsys.readouterr().out
+    (figure,) = grid.figures(data, group(clean(data)))
+    assert figure.reading == "gru reaches the same loss at 0.02 and 0.04 (2.250 bits per byte)."
 
 
 def test_patterns_are_values_too() -> None:

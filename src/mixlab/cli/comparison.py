@@ -180,9 +180,11 @@ def print_sweeps(comparison: Mapping[str, Any]) -> None:
             profile = sweep.profile(key)
             if not profile:
                 continue
-            lowest = min(profile, key=lambda point: point.loss)
+            best, *ties = grid.lowest(profile)
             best_of = " (best over the other keys)" if len(sweep.best.values) > 1 else ""
-            body = [[*_swept_cells(point, key), "best" if point is lowest else ""] for point in profile]
+            body = [
+                [*_swept_cells(point, key), "best" if point is best and not ties else ""] for point in profile
+            ]
             print(f"{sweep.name}{best_of}:")
             print(
                 "\n".join(

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mixlab.config import load_run_config
+from mixlab.errors import UserError
 from mixlab.report.figures import Figure, axis, labels, layout, plain
 from mixlab.report.palette import SLOTS
 from mixlab.report.scales import clip_marks, fit, log_suits
@@ -94,34 +96,79 @@ def _base(model: ModelView, keys: Mapping[str, Any]) -> str:
     return re.split(rf"[\W_]*(?:{'|'.join(parts)})[\W_]", model.name)[0] or model.name
 
 
+def lowest(points: Sequence[Point]) -> list[Point]:
+    """The points with the lowest loss: several where they are equal as they are shown."""
+    least = min(points, key=lambda point: point.loss)
+    return [point for point in points if bits(point.loss) == bits(least.loss)]
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def warnings(data: Mapping[str, Any], models: Sequence[ModelView]) -> list[str]:
     """A sentence for each base model and key whose best value is the smallest or the largest tried: to extend
-    the sweep, unless the seeds cannot separate it from the value next to it."""
-    found = []
+    the sweep, unless the seeds cannot separate it from the value next to it. Nothing where another value
+    reaches the same loss, or where the key allows no value beyond."""
     sweeps = swept(data, models)
-    for key, values in keys_of(data).items():
-        numbers = [value for value in values if _is_number(value)]
-        if len(numbers) < len(values):
-            continue
-        for sweep in sweeps:
-            value = sweep.best.values.get(key)
-            if len(sweep.profile(key)) < 2 or value not in (min(numbers), max(numbers)):
-                continue
-            end, more = ("smallest", "smaller") if value == min(numbers) else ("largest", "larger")
-            of = f"{sweep.name}: the" if len(sweeps) > 1 else "The"
-            edge = f"{of} best {key} of the sweep, {show(value)}, is the {end} that was tried"
-            inner = sweep.profile(key)[1 if end == "smallest" else -2]
-            gap = difference(sweep.best.model, inner.model)
-            if gap is not None and gap.half is not None and not gap.clear and gap.seeds > 1:
-                noise = f"{gap.seeds} seeds do not separate it from {show(inner.values[key])}"
-                found.append(f"{edge}, but {noise}.")
-            else:
-                found.append(f"{edge}: extend the sweep beyond it, a {more} one may be better.")
-    return found
+    found = (
+        _at_the_edge(sweep, key, several=len(sweeps) > 1)
+        for key, values in keys_of(data).items()
+        if all(map(_is_number, values))
+        for sweep in sweeps
+    )
+    return [sentence for sentence in found if sentence]
+
+
+def _at_the_edge(sweep: Swept, key: str, *, several: bool) -> str:
+    profile = sweep.profile(key)
+    (best, *ties), ends = lowest(profile), (profile[0], profile[-1])
+    if len(profile) < 2 or ties or best not in ends:
+        return ""
+    smallest = best is ends[0]
+    inner = profile[1 if smallest else -2]
+    if not _extends(best, key, inner.values[key]):
+        return ""
+    value = show(best.values[key])
+    end, more = ("smallest", "smaller") if smallest else ("largest", "larger")
+    of = f"{sweep.name}: the" if several else "The"
+    edge = f"{of} best {key} of the sweep, {value}, is the {end} that was tried"
+    gap = difference(best.model, inner.model)
+    if gap is not None and gap.half is not None and not gap.clear and gap.seeds > 1:
+        return f"{edge}, but {gap.seeds} seeds do not separate it from {show(inner.values[key])}."
+    unknown = gap is not None and gap.half is None
+    reserve = "; with one seed the noise between runs is unknown" if unknown else ""
+    return f"{edge}: extend the sweep beyond it, a {more} one may be better{reserve}."
+
+
+def _extends(best: Point, key: str, inner: float) -> bool:
+    """Whether the key allows a value beyond the best one, seen from `inner`, the value next to it; as far as
+    can be told where the model's config is not known or its parts are not."""
+    value = best.values[key]
+    config = next((mapping(result.get("config")) for result in best.model.done), {})
+    if not _works(config):
+        return value > 0 or value > inner
+    if isinstance(value, int) and isinstance(inner, int):
+        tried = (value - 1, value // 2) if value < inner else (value + 1, value * 2)
+    else:
+        tried = (value + (value - inner) / 100,)  # a hair: a limit such as 1 may lie close
+    return any(_works(config, f"{key}={beyond}") for beyond in tried if beyond != value)
+
+
+def _works(config: Mapping[str, Any], *overrides: str) -> bool:
+    """Whether the run's config is valid with these keys, and its model can be built."""
+    try:
+        found = load_run_config(config, overrides)
+        if found.model is not None:
+            import torch
+
+            from mixlab.model.language_model import build_model
+
+            with torch.device("meta"):  # shapes are enough: nothing is allocated
+                build_model(found.model)
+    except (UserError, NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 def show(value: Any) -> str:
@@ -177,11 +224,7 @@ def _figure(key: str, values: Sequence[Any], sweeps: Sequence[Swept], keys: int)
     else:
         shown["margin"] = {**shown["margin"], "r": 24}
     shown["annotations"] += scale.note()
-    reading = [
-        f"{sweep.name} is lowest at {show(best.values[key])} ({bits(best.loss)} bits per byte)"
-        for sweep, profile in profiles
-        for best in [min(profile, key=lambda point: point.loss)]
-    ]
+    reading = [_reading(sweep.name, key, profile) for sweep, profile in profiles]
     best_of = "; each point is the best over the other swept values" if keys > 1 else ""
     return Figure(
         id=f"grid-{re.sub(r'[^a-zA-Z0-9]+', '-', key)}",
@@ -190,3 +233,11 @@ def _figure(key: str, values: Sequence[Any], sweeps: Sequence[Swept], keys: int)
         views={"all": {"data": data, "layout": shown}},
         wide=keys == 1,
     )
+
+
+def _reading(name: str, key: str, profile: Sequence[Point]) -> str:
+    best = lowest(profile)
+    values = listed([show(point.values[key]) for point in best])
+    if len(best) > 1:
+        return f"{name} reaches the same loss at {values} ({bits(best[0].loss)} bits per byte)"
+    return f"{name} is lowest at {values} ({bits(best[0].loss)} bits per byte)"
