@@ -50,6 +50,8 @@ def test_a_refusal_leaves_nothing_and_a_longer_one_has_one_schedule_for_all(
     assert 0 < comparison["evaluation"]["share_of_time"] < 1
     said = [str(line["message"]) for line in events if line["kind"] == "note"]
     assert sum("minutes are over; the runs take about" in sentence for sentence in said) == 1
+    (scored,) = (sentence for sentence in said if sentence.startswith("evaluations score"))
+    assert f"score {comparison['evaluation']['tokens_scored']:,} of the" in scored
     saved = json.loads((out / "plan.json").read_text(encoding="utf-8"))
     again: list[dict[str, Any]] = []
     assert compare(request(text, 4.0), out, progress=again.append)["results"] == comparison["results"]

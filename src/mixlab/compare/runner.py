@@ -23,6 +23,7 @@ from mixlab.compare.terms import agree
 from mixlab.compare.timing import judge
 from mixlab.compare.workers import Workers, can_fork
 from mixlab.config import to_mapping
+from mixlab.data.dataset import BY_KEY
 from mixlab.data.streams import is_stream
 from mixlab.errors import RunFailed
 from mixlab.train.files import check_name
@@ -88,7 +89,9 @@ class _Comparison:
         self.started = time.monotonic()
         self.request, self.folder, self.command, self.progress = request, folder, command, progress
         self.said: set[str] = set()
-        self.dataset = prepare(request.data, context=request.context, notes=self.note, progress=progress)
+        self.dataset = prepare(
+            request.data, context=request.context, notes=self.note_of_text, progress=progress
+        )
         self.terms = agree(folder.saved_plan(), self.note)
         with threads.using(self.terms.here.threads):
             self.environment = machine.environment(machine.measure(self.terms.here.device))
@@ -101,6 +104,11 @@ class _Comparison:
         if message not in self.said:
             self.said.add(message)
             self.progress({"kind": "note", "message": message})
+
+    def note_of_text(self, message: str) -> None:
+        """Tell a person of the text; how much of it is scored follows from the plan, and the runs say it."""
+        if not message.endswith(BY_KEY):
+            self.note(message)
 
     def run(self) -> dict[str, Any]:
         with Signals() as signals, Workers(forked=can_fork()) as self.workers:
