@@ -217,3 +217,30 @@ def test_odd_facts_of_a_damaged_record_are_no_traceback() -> None:
     joined = merge([odd, comparison(result("b", 0, 2.1))], [Path("x"), Path("y")])
     Page(render(joined))
     Page(render(merge([odd], [Path("x")])))
+
+
+def test_of_models_that_reach_the_same_loss_none_is_the_best() -> None:
+    evals = [{"step": n, "tokens": n, "seconds": n, "flops": n, "bits_per_byte": 9.0 - n} for n in (1, 2)]
+    data = comparison(
+        *(result(name, 0, 7.0, seconds=s, evals=evals) for name, s in (("a", 9.0), ("b", 5.0))),
+        result("c", 0, 7.5),
+    )
+    found = conclude(data)
+    assert found.headline == (
+        "Not settled: with one seed each the noise between runs is unknown. "
+        "At this budget a and b reach the same loss, 7.000 bits per byte."
+    )
+    assert found.advice.startswith(
+        "Train next: b, the cheapest (5.00 s to train) of those that reach the same"
+    )
+    page = render(data)
+    text = Page(page).text
+    assert "ends lowest" not in text and "led at" not in text and "ends at 7.000 bits per byte" in text
+    assert page.count('class="number best"') == 1  # the time of b
+    same = comparison(result("a", 0, 7.0), result("b", 0, 7.0003))
+    advice = conclude(same).advice
+    assert (
+        "a, the first of those that reach the same loss at the lowest cost (1 min 40 s to train)." in advice
+    )
+    seeds = comparison(*(result(name, seed, 7.0) for name in "ab" for seed in (0, 1)))
+    assert "the seeds cannot separate a and b. At this budget a and b reach" in conclude(seeds).headline

@@ -144,7 +144,8 @@ def _at_the_edge(sweep: Swept, key: str, *, several: bool) -> str:
 def _extends(best: Point, key: str, inner: float) -> bool:
     """Whether the key allows a value beyond the best one, seen from `inner`, the value next to it; as far as
     can be told where the model's config is not known or its parts are not."""
-    value = best.values[key]
+    value: float = best.values[key]
+    tried: tuple[float, ...]
     config = next((mapping(result.get("config")) for result in best.model.done), {})
     if not _works(config):
         return value > 0 or value > inner

@@ -51,7 +51,7 @@ def training(models: list[ModelView], key: str, unit: Callable[[float], str]) ->
     steps = min(len(rows(result.get("curve"))) for result in best.done if result.get("curve"))
     window = smoothing_window(steps)
     over = f", the mean of its last {window:,} points" if window > 1 else ""
-    lowest = "lowest, " if len(found) > 1 else ""
+    lowest = "lowest, " if _alone([other.y[-1] for _, other in found], curve.y[-1]) else ""
     unscored = "" if _scored(models, key) else "No model was evaluated while it trained. "
     return (
         f"{unscored}{best.name} ends {lowest}at {bits(curve.y[-1])} nats per token of training loss{over}, "
@@ -65,7 +65,7 @@ def tokens(models: list[ModelView]) -> str:
     if not scored:
         return "No model was evaluated while it trained."
     best, curve = min(scored, key=lambda pair: pair[1].last[1])
-    lowest = "lowest " if len(scored) > 1 else ""
+    lowest = "lowest " if _alone([other.last[1] for _, other in scored], curve.last[1]) else ""
     words = f"{best.name} ends {lowest}at {bits(curve.last[1])} bits per byte"
     words += _leads(best, curve, scored)
     for reference in [model for model in models if model.is_baseline and model.bits is not None]:
@@ -80,6 +80,11 @@ def tokens(models: list[ModelView]) -> str:
     return words
 
 
+def _alone(losses: list[float], lowest: float) -> bool:
+    """Whether there are other losses, and none of them is as low, as they are shown."""
+    return len(losses) > 1 and [bits(loss) for loss in losses].count(bits(lowest)) == 1
+
+
 def _leads(best: ModelView, curve: Curve, scored: Scored) -> str:
     """', in the lead from 0.4M tokens on' where the models were evaluated at the same places."""
     others = [dict(zip(other.x, other.y, strict=True)) for model, other in scored if model is not best]
@@ -88,7 +93,7 @@ def _leads(best: ModelView, curve: Curve, scored: Scored) -> str:
     start, places = None, 0
     for x, y in zip(reversed(curve.x), reversed(curve.y), strict=True):
         rivals = [other[x] for other in others if x in other]
-        if len(rivals) < len(others) or min(rivals) < y:
+        if len(rivals) < len(others) or min(rivals) <= y:
             break
         start, places = x, places + 1
     if start is None or len(curve.x) < 2:

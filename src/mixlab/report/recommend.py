@@ -74,9 +74,12 @@ def trusted(data: Mapping[str, Any]) -> bool:
 
 
 def choose(ranking: Ranking, *, trusted: bool) -> tuple[ModelView, str]:
-    """The model to train next and why: the best, or the cheapest of those that the seeds cannot separate."""
+    """The model to train next and why: the best, or the cheapest of those that reach the same loss or that
+    the seeds cannot separate."""
     best = ranking.scored[0]
-    close = [best, *(model for model, gap in ranking.rivals if gap.half is not None and not gap.clear)]
+    measured = [model for model, gap in ranking.rivals if gap.half is not None and not gap.clear]
+    close = [best, *(model for model in ranking.undecided if model in measured or model in ranking.ties)]
+    those = "that the seeds cannot separate" if measured else "that reach the same loss"
     if len(close) == 1:
         if len(ranking.scored) > 1 and not ranking.settled:
             return best, ", the lowest so far; --seeds 3 tells whether that is chance."
@@ -86,10 +89,12 @@ def choose(ranking: Ranking, *, trusted: bool) -> tuple[ModelView, str]:
         key, what, show = "flops_per_token", "FLOPs per token", count
     costs = {model.name: model.mean(key) for model in close}
     if any(cost is None for cost in costs.values()):
-        return best, ", the lowest mean of those that the seeds cannot separate."
+        return best, f", {'the first' if ranking.ties else 'the lowest mean'} of those {those}."
     chosen = min(close, key=lambda model: costs[model.name] or 0.0)
-    cost = f"{show(costs[chosen.name])} {what}"
-    return chosen, f", the cheapest ({cost}) of those that the seeds cannot separate."
+    cost = show(costs[chosen.name])
+    if [show(value) for value in costs.values()].count(cost) > 1:
+        return chosen, f", the first of those {those} at the lowest cost ({cost} {what})."
+    return chosen, f", the cheapest ({cost} {what}) of those {those}."
 
 
 def _until(chosen: ModelView, models: Sequence[ModelView]) -> str:

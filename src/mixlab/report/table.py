@@ -127,7 +127,7 @@ def throughput(result: dict[str, Any]) -> tuple[float | None, float | None, floa
 def _best(column: Column, models: list[ModelView]) -> float | None:
     scored = [m for m in models if m.bits is not None and not m.is_baseline]  # what broke off is no fastest
     values = [value for model in scored if (value := mean(_values(model, column.key))) is not None]
-    if not column.better or len(set(values)) < 2:
+    if not column.better or len(set(map(column.show, values))) < 2:  # as shown: else one of equals is best
         return None
     return min(values) if column.better == "low" else max(values)
 
@@ -146,8 +146,8 @@ def _row(
     for column in used:
         value = mean(_values(model, column.key))
         top = value is not None and model.bits is not None and not model.is_baseline
-        top = top and value == best[column.key]
         text, spread = column.show(value), _spread(model, column.key)
+        top = top and best[column.key] is not None and text == column.show(best[column.key])
         below = column.key == "tokens_per_second"
         cells.append(Cell(text=text, value=value, best=top, spread=spread, below=below))
     dots = None

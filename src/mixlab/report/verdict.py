@@ -36,6 +36,12 @@ class Ranking:
         return [rival for rival, gap in self.rivals if not gap.clear]
 
     @property
+    def ties(self) -> list[ModelView]:
+        """The rivals whose loss is the best one's, as it is shown, and of which no seeds say otherwise."""
+        best = self.scored[0].bits if self.scored else None
+        return [rival for rival in self.undecided if bits(rival.bits) == bits(best)]
+
+    @property
     def settled(self) -> bool:
         """Whether the best has rivals and is separated from all of them."""
         return len(self.scored) > 1 and not self.undecided
@@ -99,11 +105,10 @@ def _ranking(ranking: Ranking, among: str) -> str:
         return _alone(best)
     second, gap = ranking.rivals[0]
     of = f" of {len(ranking.scored)} neural models" if len(ranking.scored) > 2 else ""
-    if gap.half is None and bits(gap.value) == bits(0.0):
-        return (
-            f"Not settled: {among[:1].lower()}{among[1:]} {best.name} and {second.name} reach the same loss, "
-            f"{bits(best.bits)} bits per byte. {_noise(ranking)}."
-        )
+    if ranking.ties:
+        equal = listed([model.name for model in (best, *ranking.ties)])
+        same = f"{equal} reach the same loss, {bits(best.bits)} bits per byte"
+        return f"Not settled: {_noise(ranking)}. {among} {same}."
     relative = f" ({percent(gap.value / second.bits)})" if second.bits else ""
     margin = f"{bits(best.bits)} bits per byte, {bits(gap.value)}{relative} below {second.name}"
     if gap.half is not None:
