@@ -13,6 +13,7 @@ from mixlab.cli.console import QUIET_SECONDS, Progress, clock, print_json, short
 from mixlab.cli.evaluate import powers
 from mixlab.cli.options import count
 from mixlab.cli.preparing import Preparing
+from mixlab.cli.train import describe
 from mixlab.errors import UserError
 
 
@@ -45,6 +46,18 @@ def test_a_log_gets_a_line_now_and_then_and_the_last() -> None:
     # Nine tenths took 8 half-waits since the first line; one tenth is left.
     assert lines[4].endswith(f"3.0k tokens/s  {clock(QUIET_SECONDS / 2)} left")
     assert lines[5] == "gru  100%  step 10  loss 2.000 nats  valid 1.500 bits/byte  3.0k tokens/s"
+
+
+def test_an_earlier_evaluation_is_named_with_its_step() -> None:
+    stream = io.StringIO()
+    with Progress("gru", tenths, stream=stream, now=Time()) as progress:
+        progress({"kind": "eval", "step": 4, "bits_per_byte": 1.5})
+        progress(step(5))
+    assert stream.getvalue().splitlines()[0].endswith("valid 1.500 bits/byte")
+    assert "step 5  loss 2.000 nats  valid 1.500 bits/byte at step 4  3.0k" in stream.getvalue()
+    stopped = {"best_bits_per_byte": 1.5, "best_step": 4, "step": 5}
+    assert describe(stopped) == "1.500 bits/byte on the validation text at step 4  5 steps"
+    assert describe(stopped | {"step": 4}) == "1.500 bits/byte on the validation text  4 steps"
 
 
 def test_a_resumed_run_estimates_from_its_own_pace() -> None:

@@ -244,3 +244,20 @@ def test_of_models_that_reach_the_same_loss_none_is_the_best() -> None:
     )
     seeds = comparison(*(result(name, seed, 7.0) for name in "ab" for seed in (0, 1)))
     assert "the seeds cannot separate a and b. At this budget a and b reach" in conclude(seeds).headline
+
+
+def test_a_page_of_ngrams_alone_says_what_is_true_of_them() -> None:
+    swept = [
+        ngram(
+            2.0 + order, model=f"ngram[order={order}]", config={"name": f"ngram-order={order}", "ngram": {}}
+        )
+        for order in (2, 5)
+    ]
+    budget = {"params": 40_000, "steps": 9, "tokens": 1_000, "context": 16, "batch_size": 4, "unequal": []}
+    page = render(comparison(*swept, budget=budget))
+    text = " ".join(Page(page).text.partition("Facts")[0].split())
+    assert "ngram[order=2] reaches 4.000 bits per byte" in text and "ngram-order" not in text
+    facts = page.partition('<dl class="budget">')[2].partition("</dl>")[0]
+    assert "context" in facts and facts.count("<dt>") == 1
+    beside = render(comparison(*swept, result("a", 0, 2.0), budget=budget))
+    assert "<dt>steps</dt>" in beside and "below ngram[order=2] counted on" in beside

@@ -68,7 +68,8 @@ def test_a_run_becomes_a_comparison_of_one(tmp_path: Path):
     assert data["corpus"]["valid_bytes"] == 10 and data["environment"] == {"cores": 2}
     json.dumps(data, allow_nan=False)
     html = render(data)
-    assert "gru reaches 2.500 bits per byte after 5,120 tokens in 20.0 s." in html
+    assert "gru reaches 2.500 bits per byte at step 20, after 5,120 tokens in 10.0 s." in html
+    assert "its loss is that of step 20" in html
     assert 'data-figure="loss-tokens"' in html and 'data-figure="components-flops"' in html
 
 
@@ -140,3 +141,11 @@ def test_what_is_no_run_is_one_sentence(tmp_path: Path):
     (tmp_path / "config.toml").write_text("= broken")
     with pytest.raises(UserError, match=r"config\.toml: not valid TOML"):
         from_run(tmp_path)
+
+
+def test_the_page_of_a_run_says_its_throughput_once(tmp_path: Path):
+    lines = [step(n) | {"tokens_per_second": 100.0 * n} for n in range(1, 21)]  # the first two warm up
+    data = from_run(run(tmp_path, lines))
+    (result,) = data["results"]
+    assert result["throughput"]["median"] == 1150.0
+    assert "1,150 tokens/s in the median; 100 tokens/s in the slowest step, 1," in render(data)

@@ -109,7 +109,7 @@ def test_one_runs_figures_and_sentences(tmp_path: Path) -> None:
         "70%, of the head parameters at step 1. Shaded is what is healthy, up to 0.5.",
         "The rate was highest at step 1, 0.00999, and was 0.00988 at step 12; groups of parameters had 2 "
         "different ones, drawn.",
-        "1,006 tokens/s in the median; 1,001 tokens/s in the slowest step, 1, and 1,012 tokens/s in the "
+        "1,008 tokens/s in the median; 1,001 tokens/s in the slowest step, 1, and 1,012 tokens/s in the "
         "fastest, 12.",
         "40% in the median; ",
         "518 MiB in the median, 524 MiB at most, at step 12.",

@@ -127,6 +127,8 @@ class Progress:
             return
         self.shown.pop("scored", None)
         self.shown |= line
+        if line["kind"] == "eval":
+            self.shown["evaluated"] = line.get("step")
         self.fresh = True
         self.done = min(1.0, self.fraction(line))
         self.left.take(line, self.done)
@@ -159,7 +161,9 @@ class Progress:
         if self.shown.get("loss") is not None:
             facts.append(f"loss {self.shown['loss']:.3f} nats")
         if self.shown.get("bits_per_byte") is not None:
-            facts.append(f"valid {self.shown['bits_per_byte']:.3f} bits/byte")
+            at, evaluated = self.shown.get("step"), self.shown.get("evaluated")
+            when = "" if evaluated == at else f" at step {evaluated}"
+            facts.append(f"valid {self.shown['bits_per_byte']:.3f} bits/byte{when}")
             facts += [f"{name} {bits:.3f}" for name, bits in self.shown.get("sources", {}).items()]
         if self.shown["kind"] == "evaluating":
             return "  ".join([*facts, evaluating(self.shown), *filter(None, [self._left()])])

@@ -293,8 +293,10 @@ def describe(summary: Mapping[str, Any]) -> str:
     """The result of a run in one line."""
     from mixlab.cli.console import clock, short
 
+    best = summary.get("best_step")
+    at = "" if best in (None, summary.get("step")) else f" at step {best}"
     write: dict[str, Callable[[Any], str]] = {
-        "best_bits_per_byte": lambda value: f"{value:.3f} bits/byte on the validation text",
+        "best_bits_per_byte": lambda value: f"{value:.3f} bits/byte on the validation text{at}",
         "step": lambda value: f"{value} step{'s'[: value != 1]}",
         "tokens": lambda value: f"{short(value)} tokens",
         "seconds": clock,

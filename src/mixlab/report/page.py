@@ -59,7 +59,7 @@ def render(comparison: Mapping[str, Any]) -> str:
         conclusion=recommend.conclusion(data, models),
         created=units.date(str(data.get("created") or "")),
         command=str(data.get("command") or ""),
-        budget=table.budget_words(budget),
+        budget=table.budget_words(budget, models),
         joined=bool(joined),
         unequal=[str(item) for item in budget.get("unequal") or []],
         columns=head,

@@ -45,6 +45,10 @@ def from_run(run_dir: Path, *, sample_seconds: float = 0.0) -> dict[str, Any]:
             "reason": "its process ended without a word, and the run can be resumed",
         }
     result |= {"run": str(run_dir), "throughput": _throughput(run_dir, lines)}
+    if (speed := mapping(mapping(result["meters"].get("steps")).get("tokens_per_second"))) and result[
+        "throughput"
+    ]:
+        speed["median"] = result["throughput"]["median"]  # without the steps that warm up, as in the table
     if sample_seconds > 0 and (found := _sample(run_dir, sample_seconds)):
         result["sample"] = found
     last = result["curve"][-1] if result["curve"] else {}
@@ -83,6 +87,7 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, An
         "status": status,
         "reason": reason,
         "bits_per_byte": best.get("bits_per_byte"),
+        "measured": {key: best.get(key) for key in ("step", "seconds")} if _earlier(best, last) else None,
         "tokens": best.get("tokens"),
         "tokens_per_second": tokens / seconds if tokens and seconds else (end or {}).get("tokens_per_second"),
         "seconds": seconds if seconds is not None else (end or {}).get("seconds"),
@@ -101,6 +106,12 @@ def _evaluations(lines: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], lis
     evals = [line for line in lines if line.get("kind") == "eval"]
     full = filter(is_full, evals)
     return evals, [line for line in full if number(line.get("bits_per_byte")) is not None]
+
+
+def _earlier(line: dict[str, Any], last: dict[str, Any]) -> bool:
+    """Whether a line of the record is of an earlier step than the last one."""
+    step, end = number(line.get("step")), number(last.get("step"))
+    return step is not None and end is not None and step < end
 
 
 def _bits(line: dict[str, Any]) -> float:

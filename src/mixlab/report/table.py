@@ -181,6 +181,8 @@ def _note(model: ModelView) -> str:
         total = len(model.done) + len(model.failed)
         notes.append(f"{len(model.failed)} of {total} seeds failed: {model.reason}")
     for result in model.done:
+        if step := number(mapping(result.get("measured")).get("step")):
+            notes.append(f"its loss is that of step {count(step)}")
         status = result.get("status", "done")
         if status != "done":
             notes.append("still running" if status == "running" else str(status))
@@ -267,8 +269,9 @@ def footnotes(models: list[ModelView], evaluation: dict[str, Any] | None = None)
     return notes
 
 
-def budget_words(budget: dict[str, Any]) -> list[tuple[str, str]]:
-    """The budget as (name, value) pairs in reading order; what is absent or unknown is left out."""
+def budget_words(budget: dict[str, Any], models: list[ModelView]) -> list[tuple[str, str]]:
+    """The budget as (name, value) pairs in reading order; what is absent or unknown is left out, and of
+    n-grams alone, which none of it bounds, all but the context that they are scored with."""
     known = {
         "params": ("parameters", count),
         "steps": ("steps", count),
@@ -278,6 +281,8 @@ def budget_words(budget: dict[str, Any]) -> list[tuple[str, str]]:
         "batch_size": ("batch", count),
     }
     words = []
+    if models and all(model.is_baseline for model in models):
+        known = {"context": known["context"]}
     for key, (name, show) in known.items():
         value = budget.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -172,7 +172,10 @@ def _alone(best: ModelView) -> str:
     name = best.name if best.name == best.base else f"{best.base} {counted(best)}"
     words = f"{name} reaches {bits(best.bits)} bits per byte"
     words += f" (± {bits(half)} over {best.seeds} seeds)" if half is not None else ""
-    tokens, seconds = best.mean("tokens"), best.mean("seconds")
+    measured = mapping(best.done[0].get("measured")) if best.seeds == 1 else {}
+    tokens, seconds = best.mean("tokens"), number(measured.get("seconds")) or best.mean("seconds")
+    step = number(measured.get("step"))
+    words += f" at step {count(step)}{',' if tokens else ''}" if step else ""
     words += f" after {count(tokens)} tokens" if tokens else ""
     words += f" in {duration(seconds)}" if seconds else ""
     running = any(result.get("status") == "running" for result in best.done)

@@ -97,8 +97,10 @@ class ModelView:
     @property
     def base(self) -> str:
         """What it is called without a word on what it counted."""
-        config = mapping(self.done[0].get("config")) if self.done else {}
-        return str(config.get("name") or self.name) if self.is_baseline else self.name
+        if not self.is_baseline or not self.done:
+            return self.name
+        name = str(self.done[0].get("model") or self.name)
+        return name.removesuffix(" (all of the text)").removesuffix(" (same text)")
 
     @property
     def label(self) -> str:
