@@ -3,13 +3,15 @@
 import codecs
 import gzip
 import json
+from encodings.aliases import aliases
 
 import pytest
 
 from mixlab.cli import run
 from mixlab.data import DataConfig
-from mixlab.data.charsets import likely, wide
+from mixlab.data.charsets import likely, plain_name, wide
 from mixlab.data.corpus import Corpus
+from mixlab.data.formats import Decoder
 from mixlab.errors import UserError
 
 RUSSIAN = "Все люди рождаются свободными и равными в своём достоинстве и правах. Они наделены разумом.\n"
@@ -70,7 +72,7 @@ def test_the_encoding_that_a_refusal_names_reads_the_text(tmp_path, text, codec,
     path.write_bytes(gzip.compress(data) if ending.endswith(".gz") else data)
     message = refused(path)
     assert str(path) in message and "would be lost" in message
-    corpus = read(path, encoding=named(message))
+    corpus = read(path, encoding=DataConfig(encoding=named(message)).encoding)
     assert corpus.documents == (data.decode(codec),) and corpus.replaced == 0 and not corpus.notes
 
 
@@ -171,6 +173,39 @@ def test_binary_files_are_no_wide_text(tmp_path):
 def test_an_unknown_encoding_is_refused_with_the_nearest_name(name, words):
     with pytest.raises(UserError, match=words):
         DataConfig(encoding=name)
+
+
+@pytest.mark.parametrize(
+    "codec", ["utf-16", "UTF16", "utf_16_be", "utf-32", "utf-32-le", "utf-8-sig", "utf-7"]
+)
+def test_unicode_encodings_can_be_named_in_any_spelling(tmp_path, codec):
+    path = tmp_path / "text.txt"
+    for written in (codec, plain_name(codec)):  # with a byte-order mark, if it has one, and without
+        path.write_bytes((RUSSIAN * 20).encode(written))
+        corpus = read(path, encoding=DataConfig(encoding=codec).encoding)
+        assert corpus.documents == (RUSSIAN * 20,) and corpus.replaced == 0
+
+
+BESIDE = ("idna", "punycode", "undefined", "utf_8_sig", "unicode_escape", "raw_unicode_escape", "charmap")
+
+
+def test_each_codec_of_python_reads_any_bytes_or_is_refused_with_another_name(tmp_path):
+    path, refusals = tmp_path / "text.txt", {}
+    path.write_bytes((RUSSIAN * 300).encode() + rb"+2AA- \ud800 " + bytes(sorted({*range(256)} - {92})))
+    for codec in sorted({*aliases, *aliases.values(), *BESIDE}):
+        try:
+            DataConfig(encoding=codec)
+        except UserError as error:
+            refusals[codec] = str(error)
+            continue
+        text, _ = Decoder(codec)(path.read_bytes(), final=True)
+        assert text.encode() and "\0" not in text, codec
+    assert {"idna", "base64_codec", "uu_codec", "rot_13", "undefined"} <= refusals.keys()
+    assert len(refusals) < 40 and "utf_16_le" not in refusals
+    for codec, message in refusals.items():
+        assert f"unknown encoding '{codec}'" in message
+        if "did you mean" in message:
+            DataConfig(encoding=message.split("did you mean '")[1].split("'")[0])
 
 
 def test_the_verbs_take_the_option_and_a_resume_remembers_it(tmp_path, monkeypatch, capsys):

@@ -73,17 +73,28 @@ _LEAST = 0.5
 
 
 def check_codec(name: str) -> None:
-    """UserError, with the nearest name, unless Python has a text encoding of that name."""
+    """UserError, with the nearest name, unless any bytes can be read in a text encoding of that name."""
+    if _reads(name):
+        return
+    known = sorted({*aliases, *aliases.values()})
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=10)
+    hint = next((f"did you mean '{other}'? " for other in near if _reads(other)), "")
+    raise UserError(
+        f"unknown encoding '{name}': {hint}give the name of a text encoding that Python has, "
+        "such as utf-8, cp1252, cp1251 or gb18030"
+    )
+
+
+def _reads(name: str) -> bool:
+    """Whether Python has a text encoding of that name that replaces what is no text in it.
+
+    Not base64, which is no text, nor idna, which replaces nothing.
+    """
     try:
-        b"a".decode(name)
+        b"a\xff".decode(name, "replace")
     except (LookupError, ValueError):
-        known = {*aliases, *aliases.values()} - {"rot13", "rot_13", "hex", "hex_codec", "zip", "zlib", "bz2"}
-        near = difflib.get_close_matches(name.lower().replace("-", "_"), sorted(known), n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UserError(
-            f"unknown encoding '{name}': {hint}give the name of a text encoding that Python has, "
-            "such as utf-8, cp1252, cp1251 or gb18030"
-        ) from None
+        return False
+    return True
 
 
 def plain_name(name: str) -> str:

@@ -32,6 +32,7 @@ _STATELESS: dict[str, Callable[..., tuple[str, int]]] = {
 }
 _UNITS = {"utf-16-le": "<u2", "utf-16-be": ">u2", "utf-32-le": "<u4", "utf-32-be": ">u4"}
 _UNWANTED = re.compile("[\0\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACEMENT = "\ufffd"
 _REPLACEMENT_BYTES = _REPLACEMENT.encode()
 
@@ -95,7 +96,8 @@ class Decoder:
             self._decode = _STATELESS[self._encoding]
         else:
             whole = codecs.getincrementaldecoder(self._encoding)("replace")
-            self._decode = lambda data, errors, final: (whole.decode(data, final), len(data))
+            # UTF-7 and escapes can spell surrogates.
+            self._decode = lambda data, errors, final: (_encodable(whole.decode(data, final)), len(data))
             self._utf8 = codecs.getincrementaldecoder(DEFAULT)()
         return block[len(mark) :]
 
@@ -152,6 +154,10 @@ def clean_text(text: str) -> tuple[str, int]:
     if "\0" not in text and is_encodable(text):
         return text, 0
     return _UNWANTED.subn(_REPLACEMENT, text)
+
+
+def _encodable(text: str) -> str:
+    return text if is_encodable(text) else _SURROGATE.sub(_REPLACEMENT, text)
 
 
 def is_encodable(text: str) -> bool:
