@@ -82,3 +82,11 @@ def test_what_cannot_be_extended_is_refused_in_a_sentence(tmp_path: Path, text: 
     mine = write(tmp_path / "mine.toml", text)
     with pytest.raises(UserError, match=sentence):
         read_tables(mine)
+
+
+def test_a_file_that_links_to_itself_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.toml"
+    loop.symlink_to(loop.name)
+    for path in (loop, write(tmp_path / "over.toml", 'extends = "loop.toml"\n')):
+        with pytest.raises(UserError, match="loop.toml: cannot be read .*links"):
+            read_preset(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ def read_tables(path: str | Path) -> dict[str, Any]:
 
 def _read(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
     chain = (*before, path)
-    if path.resolve() in {earlier.resolve() for earlier in before}:
+    # Not Path.resolve, which raises for a link that leads to itself: reading it says what is wrong.
+    if os.path.realpath(path) in map(os.path.realpath, before):
         raise UserError(
             f"{before[0]}: {KEY} goes in a circle ({' -> '.join(map(str, chain))}): one of these files must "
             "stand on its own"

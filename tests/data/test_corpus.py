@@ -79,6 +79,17 @@ def test_missing_files_name_the_nearest_that_exists(texts):
     assert "cannot be opened as a path" in refused("to be or not to be " * 100)
 
 
+def test_a_link_that_leads_nowhere_is_said_to_be_one(tmp_path):
+    links = {"itself": "itself", "a": "b", "b": "a", "lost": "gone.txt", "lost too": "lost"}
+    for link, to in links.items():
+        (tmp_path / link).symlink_to(to)
+    for link, to in links.items():
+        with pytest.raises(UserError) as caught:
+            Corpus.read([str(tmp_path / link)])
+        why = "does not exist" if "lost" in link else "leads back to it"
+        assert f"{link}' is a link to '{to}', which {why}" in str(caught.value)
+
+
 def test_an_unknown_embedded_corpus_names_the_one_there_is():
     assert "did you mean 'corpus:python'" in refused("corpus:pyton")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import glob
 import os
 import re
@@ -97,6 +98,10 @@ def missing_path(path: Path) -> UserError:
             f"'{path}' was open for an earlier command only: give this one the same text again, "
             f"as in {number}<FILE"
         )
+    if path.is_symlink():
+        return UserError(
+            f"'{path}' is a link to '{path.readlink()}', which {_why_dead(path)}: name the text itself"
+        )
     parent, child = path.parent, path
     while not parent.exists() and parent != parent.parent:
         parent, child = parent.parent, parent
@@ -110,6 +115,15 @@ def missing_path(path: Path) -> UserError:
     where = "" if child == path else f": there is no '{child}'"
     hint = f" (did you mean '{parent / close[0]}'?)" if close else ""
     return UserError(f"no file or folder '{path}'{where}{hint}")
+
+
+def _why_dead(link: Path) -> str:
+    try:
+        link.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "leads back to it"
+    return "does not exist"
 
 
 def _matching(pattern: str, own: OwnOutput) -> list[Path]:
