@@ -213,6 +213,21 @@ def test_evaluate_prints_the_numbers_and_their_json(mixlab: Command, runs: Path,
     assert (result["words"], result["lines"]) == (len(TEXT.split()), 300)
     assert result["perplexity_per_word"] == pytest.approx(math.exp(nats / result["words"]))
     assert f"{result['perplexity_per_word']:.5g} ({result['words']} words)" in done.out
+    assert f"{result['perplexity_per_word_and_line_end']:.5g} (and the ends of 300 lines)" in done.out
+
+
+def test_evaluate_counts_the_line_that_ends_with_its_document_and_leaves_out_words_where_are_none(
+    mixlab: Command, runs: Path
+) -> None:
+    Path("one.txt").write_text("x y")
+    assert " (2 words)\n" in (out := mixlab("evaluate", runs / "ngram", "one.txt").out)
+    assert " (and the end of 1 line)\n" in out
+    Path("blank.txt").write_text("\n" * 9)
+    assert "per word" not in (out := mixlab("evaluate", runs / "ngram", "blank.txt").out)
+    assert "with line ends" not in out and "bits per byte" in out
+    result = json.loads(mixlab("evaluate", runs / "ngram", "blank.txt", "--json").out)
+    assert (result["words"], result["lines"]) == (0, 9)
+    assert result["perplexity_per_word"] is result["perplexity_per_word_and_line_end"] is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

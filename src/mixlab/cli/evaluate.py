@@ -83,12 +83,13 @@ def _numbers(
     numbers = asdict(result)
     if numbers.pop("nats_by_document") is not None:
         numbers["documents"] = documents
+    words, lines = facts["words"], facts["lines"]
     return {
         **numbers,
-        "words": facts["words"],
-        "lines": facts["lines"],
-        "perplexity_per_word": result.perplexity_per(facts["words"] or 1),
-        "perplexity_per_word_and_line_end": result.perplexity_per(facts["words"] + facts["lines"]),
+        "words": words,
+        "lines": lines,
+        "perplexity_per_word": result.perplexity_per(words) if words else None,
+        "perplexity_per_word_and_line_end": result.perplexity_per(words + lines) if words else None,
     }
 
 
@@ -112,8 +113,7 @@ def describe(
     shown = [
         f"bits per byte         {result.bits_per_byte:.4f}",
         f"perplexity per token  {result.perplexity:.3f}",
-        f"perplexity per word   {result.perplexity_per(words or 1):.5g} ({words} words)",
-        f"  with line ends      {result.perplexity_per(words + lines):.5g} (and {lines} line ends)",
+        *(_by_words(result, words, lines) if words else ()),
         f"tokens, bytes         {result.tokens}, {result.bytes}",
         f"windows               {result.context} tokens, {_steps(result)}",
         "",
@@ -128,6 +128,15 @@ def describe(
         more = len(documents) - len(cells)
         shown += [f"and {more} more, all of them with --json"] if more else []
     return "\n".join(shown)
+
+
+def _by_words(result: Evaluation, words: int, lines: int) -> list[str]:
+    """Perplexity per word, without and with line ends."""
+    ends = "the end of 1 line" if lines == 1 else f"the ends of {lines} lines"
+    return [
+        f"perplexity per word   {result.perplexity_per(words):.5g} ({words} word{'s' * (words != 1)})",
+        f"  with line ends      {result.perplexity_per(words + lines):.5g} (and {ends})",
+    ]
 
 
 def _steps(result: Evaluation) -> str:
