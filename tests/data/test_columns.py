@@ -50,7 +50,8 @@ def test_rows_are_documents_in_order_whatever_the_row_groups(tmp_path):
 
 def test_rows_without_text_are_left_out_and_said(tmp_path):
     corpus = read(write(tmp_path / "x.parquet", text=["one", None, "", "two"]))
-    assert corpus.documents == ("one", "two") and corpus.notes == ("left out 2 rows without text",)
+    assert corpus.documents == ("one", "two")
+    assert corpus.notes == (f"left out 2 rows without text in 1 file ('{tmp_path / 'x.parquet'}')",)
 
 
 def test_nuls_and_invalid_utf8_are_replaced_and_counted(tmp_path):

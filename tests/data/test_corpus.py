@@ -141,7 +141,7 @@ def test_odd_files_get_a_sentence_each_and_the_rest_is_used(tmp_path):
         "2 binary files",
         "single byte",
         "line of more than",
-        "1 rows without text",
+        "1 rows without text in 1 file (",
     ):
         assert sum(words in note for note in said) == 1
 

@@ -116,7 +116,8 @@ def test_json_lines_that_were_joined_keep_no_mark_in_their_middle(tmp_path):
 def test_a_null_text_is_left_out_with_a_count(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": null}\n{"text": "row"}\n{"text": null}\n')
     corpus = read(tmp_path / "rows.jsonl")
-    assert corpus.documents == ("row",) and corpus.notes == ("left out 2 rows without text",)
+    assert corpus.documents == ("row",)
+    assert corpus.notes == (f"left out 2 rows without text in 1 file ('{tmp_path / 'rows.jsonl'}')",)
 
 
 def test_a_number_of_thousands_of_digits_in_another_field_is_nothing_to_us(tmp_path):
@@ -138,11 +139,27 @@ def test_a_stray_byte_is_a_note_and_one_in_a_thousand_is_too_many(tmp_path):
 
 def test_in_a_folder_it_is_the_share_of_the_whole_and_the_worst_file_is_named(tmp_path):
     (tmp_path / "a.txt").write_text(FRENCH * 400)
-    (tmp_path / "b.txt").write_bytes(b"Stray \xe9 byte\n" * 2)
+    (tmp_path / "b.txt").write_bytes(FRENCH.encode() + b"Stray \xe9 byte\n" * 2)
     assert "replaced 2" in read(tmp_path).notes[0]
     (tmp_path / "c.txt").write_bytes(RUSSIAN.encode("koi8_r") * 10)
     message = refused(tmp_path)
     assert "c.txt' (and 1 more) is not UTF-8" in message and "--encoding koi8_r" in message
+
+
+@pytest.mark.parametrize(("text", "codec"), WRITTEN)
+def test_a_small_file_in_another_encoding_is_refused_in_a_large_folder_too(tmp_path, text, codec):
+    (tmp_path / "large.txt").write_text("Plain words, and nothing else.\n" * 20_000)
+    path = tmp_path / "small.txt"
+    path.write_bytes((text * 4).encode(codec))
+    alone, among = refused(path), refused(tmp_path)
+    assert alone.startswith(f"'{path}' is not UTF-8") and among == alone
+
+
+def test_a_damaged_file_of_a_folder_is_kept_where_most_of_it_is_sound(tmp_path):
+    (tmp_path / "large.txt").write_text("Plain words, and nothing else.\n" * 20_000)
+    (tmp_path / "small.txt").write_bytes((RUSSIAN * 2).encode() + b"\xe9 \xe9 \xe9\n")
+    (tmp_path / "stray.txt").write_bytes(b"One stray \xe9 byte.\n")
+    assert read(tmp_path).replaced == 4
 
 
 def test_what_no_encoding_fits_is_said_to_be_no_text_perhaps(tmp_path):

@@ -53,11 +53,12 @@ class Decoder:
 
     In `encoding`, unless a byte-order mark says UTF-8, UTF-16 or UTF-32; the mark is dropped. Invalid
     sequences become U+FFFD, as do NULs; `invalid` and `replaced` (with the NULs) count them. size: bytes so
-    far. also_utf8: whether a text in another encoding is, so far, UTF-8 beyond ASCII too.
+    far. sound: bytes of the other characters beyond ASCII in UTF-8, less one each. also_utf8: whether a text
+    in another encoding is, so far, UTF-8 beyond ASCII too.
     """
 
     def __init__(self, encoding: str = DEFAULT) -> None:
-        self.invalid = self.replaced = self.size = 0
+        self.invalid = self.replaced = self.size = self.sound = 0
         self._encoding, self._rest, self._begun = plain_name(encoding), b"", False
         self._decode: Callable[..., tuple[str, int]] = codecs.utf_8_decode
         self._utf8: codecs.IncrementalDecoder | None = None
@@ -81,11 +82,15 @@ class Decoder:
         self._rest, raw = block[used:], block[:used] if used < len(block) else block
         is_utf8 = self._encoding == DEFAULT
         if _REPLACEMENT not in text and "\0" not in text:
-            return text, raw if is_utf8 else text.encode("utf-8", "replace")
+            utf8 = raw if is_utf8 else text.encode("utf-8", "replace")
+            self.sound += len(utf8) - len(text)
+            return text, utf8
         invalid, nuls = text.count(_REPLACEMENT) - self._genuine(raw), text.count("\0")
         self.invalid, self.replaced = self.invalid + invalid, self.replaced + invalid + nuls
         text = text.replace("\0", _REPLACEMENT)
-        return text, text.encode("utf-8", "replace")
+        utf8 = text.encode("utf-8", "replace")
+        self.sound += len(utf8) - len(text) - (len(_REPLACEMENT_BYTES) - 1) * text.count(_REPLACEMENT)
+        return text, utf8
 
     def _begin(self, block: bytes) -> bytes:
         """Settle the encoding; the block without a mark."""

@@ -29,9 +29,10 @@ from mixlab.errors import UserError
 LONG_LINE = 1_000_000
 
 MOST_LOST = 0.001
-"""Share of a source's bytes that may be replaced, beside one stray: a sound text that was damaged has fewer,
-and of one in another encoding every letter beyond ASCII is lost: 1% of Italian, 4% of French, 80% of Russian,
-0.3% of English with typographic quotes."""
+"""Share of the bytes of a source, and of a file, that may be replaced, beside one stray.
+
+A sound text that was damaged has fewer, and of one in another encoding every letter beyond ASCII is lost: 1%
+of Italian, 4% of French, 80% of Russian, 0.3% of English with typographic quotes."""
 
 _SENTENCES = {
     "empty": "left out {n} empty {files} ({first})",
@@ -39,10 +40,16 @@ _SENTENCES = {
     "tiny": "{n} {files} of a single byte ({first})",
     "long": f"{{n}} {{files}} with a line of more than {LONG_LINE:,} bytes ({{first}}), kept whole",
     "repeated": "read {n} {files} once although named twice ({first})",
+    "rows": "left out {rows} rows without text in {n} {files} ({first})",
     "unreadable": "left out {n} {files} that cannot be read ({first})",
     "invalid": "replaced {replaced} invalid {encoding} or NUL characters by U+FFFD in {n} {files} ({first})",
     "utf8": "{n} {files} that could be UTF-8 ({first}) read as {encoding}, as data.encoding says",
 }
+
+
+def _bearable(size: int) -> float:
+    """Bytes that may be lost of so many."""
+    return 1 + MOST_LOST * size
 
 
 T = TypeVar("T")
@@ -51,11 +58,17 @@ Blocks = Callable[[], Iterable[bytes]]
 
 
 class Lossy(NamedTuple):
-    """A text of which `lost` bytes of `size` could not be decoded."""
+    """A text of which `lost` bytes of `size` could not be decoded; sound: as of `Decoder`."""
 
     lost: int
     size: int
+    sound: int
     again: Blocks
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is in another encoding by itself: most of what is beyond ASCII is lost."""
+        return self.lost > max(self.sound, _bearable(self.size))
 
 
 class Reader:
@@ -109,7 +122,7 @@ class Reader:
                 head = content.read(BLOCK)
                 content.seek(0)
                 if looks_binary(head, self._encoding) and wide(head):
-                    self._lost(name, Lossy(len(head), len(head), again))
+                    self._lost(name, Lossy(len(head), len(head), 0, again))
                     return
                 decoder = Decoder(self._encoding)
                 recoded = cast(BinaryIO, io.BufferedReader(Recoded(content, decoder), BLOCK))
@@ -120,11 +133,15 @@ class Reader:
                 yield from self._text(name, self._placed(_blocks(content), file, before), again)
 
     def end_source(self) -> None:
-        """Forget what was lost of the source that ends here; UserError if it was more than MOST_LOST."""
+        """Forget what was lost of the source that ends here.
+
+        UserError if it was more than MOST_LOST, or if a file of it is in another encoding, however small.
+        """
         lossy, size = self._lossy, self._size
         self._lossy, self._size = {}, 0
-        lost = sum(one.lost for one in lossy.values())
-        if lost <= 1 + MOST_LOST * size:
+        if sum(one.lost for one in lossy.values()) <= _bearable(size):
+            lossy = {name: one for name, one in lossy.items() if one.foreign}
+        if not lossy:
             return
         name = max(lossy, key=lambda name: lossy[name].lost)
         one, others = lossy[name], f" (and {len(lossy) - 1} more)" if len(lossy) > 1 else ""
@@ -152,10 +169,13 @@ class Reader:
             first = f"'{next(iter(names))}'" + (" and others" if len(names) > 1 else "")
             files = "file" if len(names) == 1 else "files"
             yield _SENTENCES[kind].format(
-                n=len(names), files=files, first=first, replaced=self.replaced, encoding=encoding
+                n=len(names),
+                files=files,
+                first=first,
+                replaced=self.replaced,
+                rows=self._empty_rows,
+                encoding=encoding,
             )
-        if self._empty_rows:
-            yield f"left out {self._empty_rows} rows without text"
 
     def _placed(self, items: Iterable[T], file: BinaryIO, before: int) -> Iterator[T]:
         """The same items, with `read` kept up to where the file is."""
@@ -171,7 +191,7 @@ class Reader:
             if not size and looks_binary(block, self._encoding):
                 self._say("binary", name)
                 if wide(block):
-                    self._lost(name, Lossy(len(block), len(block), again))
+                    self._lost(name, Lossy(len(block), len(block), 0, again))
                 return
             size += len(block)
             longest(block)
@@ -204,6 +224,7 @@ class Reader:
                 yield Piece(text, text.encode(), last=True)
             else:
                 self._empty_rows += 1
+                self._say("rows", name)
 
     def _replaced(self, name: str, count: int) -> None:
         if count:
@@ -215,7 +236,7 @@ class Reader:
         self._size += decoder.size
         self._replaced(name, decoder.replaced)
         if decoder.invalid:
-            self._lost(name, Lossy(decoder.invalid, decoder.size, again))
+            self._lost(name, Lossy(decoder.invalid, decoder.size, decoder.sound, again))
         if decoder.also_utf8:
             self._say("utf8", name)
 
@@ -234,7 +255,7 @@ def encoding_of(text: Lossy) -> str:
         decoder = Decoder(name)
         for block, final in _with_last(text.again()):
             decoder(block, final=final)
-        if decoder.invalid <= 1 + MOST_LOST * decoder.size:
+        if decoder.invalid <= _bearable(decoder.size):
             return name
     return ""
 
