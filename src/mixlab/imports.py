@@ -6,11 +6,14 @@ made must not be able to choose what is imported.
 
 from __future__ import annotations
 
+import importlib
+import os
 import shlex
 import sys
+import sysconfig
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
 from mixlab.errors import UserError
@@ -29,12 +32,17 @@ _files: dict[str, str] = {}
 def import_parts(modules: Sequence[str]) -> None:
     """Import each module (`my_package.my_part`) or file (`my_part.py`), so that its parts register.
 
-    The current folder is searched too. Raises UserError when there is no such module or file; an error inside
-    it is its author's to see, traceback and all.
+    The current folder is searched too. Raises UserError when there is no such module or file, and with the
+    file, the line and the error when it does not import; the error is its cause.
     """
     for name in modules:
         before = _registered()
-        _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
+        try:
+            _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
+        except _Missing as error:
+            raise UserError(f"--import {name}: {error}") from None
+        except (Exception, SystemExit) as error:
+            raise UserError(f"--import {name}: {_where(error)}{_said(error)}") from error
         _brought.setdefault(name, set()).update(_registered() - before)
 
 
@@ -56,18 +64,38 @@ def _registered() -> set[tuple[Kind, str]]:
     return {(kind, name) for kind in KINDS for name in available(kind)}
 
 
+class _Missing(Exception):
+    """There is nothing of that name to import."""
+
+
+def _where(error: BaseException) -> str:
+    """The line at which an import failed, as "file:line: ": the innermost of somebody's own code, if any."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: "
+    installed = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "purelib", "platlib"))
+    machinery = ("<", f"{Path(__file__).parent}{os.sep}", f"{Path(importlib.__file__).parent}{os.sep}")
+    calls = [call for call in extract_tb(error.__traceback__) if not call.filename.startswith(machinery)]
+    own = [call for call in calls if not call.filename.startswith(installed)]
+    return "".join(f"{call.filename}:{call.lineno}: " for call in (own or calls)[-1:])
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, on one line, after its type."""
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    kind = "" if isinstance(error, UserError) else type(error).__name__
+    return ": ".join(filter(None, [kind, " ".join(message.split())]))
+
+
 def _import_module(name: str) -> None:
     if "" not in sys.path:
         sys.path.append("")  # last: a file here must not shadow an installed package
     try:
-        import_module(name)
+        importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if name != missing and not name.startswith(f"{missing}."):
             raise
-        raise UserError(
-            f"--import {name}: there is no module '{missing}' here or among the installed packages"
-        ) from None
+        raise _Missing(f"there is no module '{missing}' here or among the installed packages") from None
 
 
 def _import_file(path: Path) -> None:
@@ -78,7 +106,7 @@ def _import_file(path: Path) -> None:
         return
     spec = spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise UserError(f"--import {path}: no such file")
+        raise _Missing("no such file")
     module = module_from_spec(spec)
     sys.modules[path.stem] = module
     _files[path.stem] = str(path.absolute())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -60,11 +61,31 @@ def test_a_part_of_ones_own_is_listed(
 
 
 @pytest.mark.usefixtures("own_part")
-def test_an_error_inside_an_imported_module_is_its_authors_to_see(mixlab: Command) -> None:
-    Path("toy_broken.py").write_text("import no_such_package_at_all\n")
-    for name in ("toy_broken.py", "toy_broken"):
-        with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
-            mixlab("parts", "--import", name)
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("\nimport no_such_package", "2: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("\n\nx = (1,\n", "3: SyntaxError: '(' was never closed"),
+        ("import sys\nsys.exit(3)", "2: SystemExit: 3"),
+        ("import json\njson.loads('{')", "2: JSONDecodeError: Expecting property name enclosed in double"),
+        ("raise ValueError('two\\nlines')", "1: ValueError: two lines"),
+        ("assert not __file__", "1: AssertionError"),
+        (
+            PART.format(name="gru"),
+            "6: temporal part 'gru' is already registered by mixlab.parts.temporal.recurrent",
+        ),
+    ],
+)
+def test_an_error_inside_an_imported_module_is_one_sentence_with_its_line(
+    mixlab: Command, code: str, said: str
+) -> None:
+    Path("toy_broken.py").write_text(code)
+    Path("toy_outer.py").write_text("import toy_broken\n")
+    for name in ("toy_broken.py", "toy_broken", "toy_outer"):
+        done = mixlab("parts", "--import", name)
+        assert (done.status, done.out, done.err.count("\n")) == (2, "", 1)
+        assert done.err.startswith(f"mixlab: --import {name}: ") and f"toy_broken.py:{said}" in done.err
+        importlib.invalidate_caches()
 
 
 @pytest.mark.usefixtures("own_part")
