@@ -43,6 +43,7 @@ def test_a_file_is_read_with_what_it_extends(tmp_path: Path) -> None:
     ("source", "knobs", "sentence"),
     [
         ("grifin", {}, "unknown preset 'grifin': did you mean 'griffin'?"),
+        ("", {}, "unknown preset '': choose from: .*griffin"),
         ("ngram", {}, "'ngram' is an n-gram, which counts a text .* mixlab.NGram.train"),
         ("gru", {"dims": 8}, "model.dims: unknown key; did you mean 'dim'?"),
         ("gru", {"dim": "wide"}, "model.dim: expected an integer, got 'wide'"),

@@ -98,6 +98,8 @@ def test_what_cannot_be_saved_is_one_sentence(neural: LanguageModel, tmp_path: P
     with torch.no_grad():
         diverged.norm.gain[3] = torch.nan
     altered.head = torch.nn.Linear(16, 300)
+    with torch.device("meta"):
+        hollow = mixlab.build_model("gru", dim=16, depth=1)
     cases: list[tuple[Callable[[Path], object], str]] = [
         (
             lambda path: mixlab.save(odd, path),
@@ -107,6 +109,11 @@ def test_what_cannot_be_saved_is_one_sentence(neural: LanguageModel, tmp_path: P
             lambda path: mixlab.save(neural, path, tokenizer=CharTokenizer("ab")),
             "the tokenizer has 4 tokens and the model a vocabulary of 256: give the one",
         ),
+        *(
+            (lambda path, wrong=wrong: mixlab.save(neural, path, tokenizer=wrong), f"tokenizer: .*got {said}")
+            for wrong, said in (("byte", "'byte'"), (CharTokenizer, "<class"), (open, "builtin_function"))
+        ),
+        (lambda path: mixlab.save(hollow, path), "on the meta device"),
         (lambda path: mixlab.save(diverged, path), "parameter norm.gain is not finite"),
         (lambda path: mixlab.save(altered, path), "not what its config says, .*: head.bias has the shape"),
         (

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ UNKNOWN = "\ufffd"
 _BLOCK = 1 << 20
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What every tokenizer does. `hash` is the sha256 (hex) of its canonical serialisation."""
 

@@ -162,8 +162,10 @@ def _tables(source: str | PathLike[str]) -> Mapping[str, Any]:
     from mixlab.config import read_preset, read_toml
 
     path = Path(source)
-    named = isinstance(source, str) and path.name == source and not path.suffix and not path.exists()
-    tables = read_preset(path) if named or path.suffix == ".toml" else read_toml(path)
+    named = (
+        isinstance(source, str) and path.name == source and not (source and (path.suffix or path.exists()))
+    )
+    tables = read_preset(path if source else "") if named or path.suffix == ".toml" else read_toml(path)
     if "ngram" in tables and "model" not in tables:
         raise UserError(
             f"'{source}' is an n-gram, which counts a text and has nothing to build: "

@@ -81,6 +81,12 @@ def _fitting(tokenizer: Tokenizer | None, vocab_size: int) -> Tokenizer:
                 f"(only {ByteTokenizer.vocab_size} tokens are taken for bytes)"
             )
         return ByteTokenizer()
+    if isinstance(tokenizer, type) or not isinstance(tokenizer, Tokenizer):
+        given = repr(tokenizer) if isinstance(tokenizer, str | type) else type(tokenizer).__name__
+        raise UserError(
+            f"tokenizer: expected a tokenizer of mixlab.data, such as ByteTokenizer() or mixlab.open(RUN)'s, "
+            f"got {given}"
+        )
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model a vocabulary of {vocab_size}: "
@@ -90,7 +96,8 @@ def _fitting(tokenizer: Tokenizer | None, vocab_size: int) -> Tokenizer:
 
 
 def _check_weights(model: LanguageModel) -> None:
-    """UserError for weights that could not be read back: not of the config's shapes, or not finite."""
+    """UserError for weights that could not be read back: of other shapes than the config's, without values or
+    not finite."""
     expected = {name: tuple(t.shape) for name, t in hollow_model(model.config).state_dict().items()}
     found = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     for name in sorted(expected.keys() | found.keys()):
@@ -99,6 +106,10 @@ def _check_weights(model: LanguageModel) -> None:
                 f"the model is not what its config says, so it could not be read back: {name} has the shape "
                 f"{found.get(name, 'none')}, by the config {expected.get(name, 'none')}"
             )
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise UserError(
+            "the model is on the meta device, without values: build or load it on a device that has"
+        )
     if bad := diagnose.bad_parameter(model):
         raise UserError(f"parameter {bad} is not finite: a model that has diverged is not saved")
 
