@@ -332,6 +332,41 @@ def test_a_wide_table_shows_that_it_goes_on(browser: Any, media: Callable[..., N
     assert shown() == ("0", False)
 
 
+def test_long_names_and_a_rotation_do_not_widen_the_page(
+    browser: Any, media: Callable[..., None], tmp_path: Path
+) -> None:
+    data = comparison(seeds=1)
+    for result in data["results"]:
+        result["model"] += "[train.optimizer.weight_decay=0.0001,model.temporal.heads=16,depth=2]"
+    media(width=800)
+    browser.get(write_report(data, tmp_path / "long.html").as_uri())
+    settle(browser)
+    for mobile in (False, True):
+        metrics = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": mobile}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        wide = "return Math.max(innerWidth, document.documentElement.scrollWidth)"
+        assert browser.execute_script(wide) == 390, "before the figures are drawn again"
+        settle(browser)
+        assert browser.execute_script(wide) == 390
+        media(width=800)
+
+
+def test_download_links_that_wrap_stand_at_the_left_edge(
+    browser: Any, media: Callable[..., None], tmp_path: Path
+) -> None:
+    browser.get(write_report(comparison(), tmp_path / "links.html").as_uri())
+    media(width=390)
+    edge, links = browser.execute_script(
+        """
+        const box = document.querySelector('.downloads');
+        const place = (item) => { const r = item.getBoundingClientRect(); return [r.left, r.top]; };
+        return [place(box)[0], [...box.querySelectorAll('button')].map(place)];
+        """
+    )
+    first, last = links[0], links[-1]
+    assert last[1] > first[1] and last[0] == edge
+
+
 def test_the_numbers_can_be_downloaded(browser: Any, media: Callable[..., None], tmp_path: Path) -> None:
     browser.get(write_report(comparison(), tmp_path / "numbers.html").as_uri())
     settle(browser)
