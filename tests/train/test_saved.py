@@ -127,6 +127,9 @@ def test_what_cannot_be_saved_is_one_sentence(neural: LanguageModel, tmp_path: P
         assert not (tmp_path / "mine").exists()
     with pytest.raises(UserError, match="saved to the path of a folder, not to int"):
         mixlab.save(neural, 3)  # type: ignore[arg-type]
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="loop: too many levels of symbolic links"):
+        mixlab.save(neural, tmp_path / "loop")
 
 
 def test_a_folder_that_holds_something_is_left_as_it_is(neural: LanguageModel, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mixlab.model.weights import hollow_model
 from mixlab.records import read_json
 from mixlab.train import checkpoint, diagnose, machine
 from mixlab.train.config import RunConfig, TrainConfig
-from mixlab.train.files import disk_errors, write_text
+from mixlab.train.files import check_name, disk_errors, write_text
 from mixlab.train.folder import RunFolder
 from mixlab.train.metrics import MetricsLog
 
@@ -67,9 +67,11 @@ def check_trained(folder: RunFolder) -> None:
 
 def _path(path: Any) -> Path:
     try:
-        return Path(path)
+        folder = Path(path)
     except TypeError:
         raise UserError(f"a run is saved to the path of a folder, not to {type(path).__name__}") from None
+    check_name(folder)
+    return folder
 
 
 def _fitting(tokenizer: Tokenizer | None, vocab_size: int) -> Tokenizer:
