@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mixlab.compare.plan import EVAL_TOKENS, make_plan
@@ -96,6 +98,9 @@ def test_an_ngram_alone_or_beside_models_that_read_the_whole_text_is_counted_onc
     ):
         plan = make_plan(request, vocab_size=256, steps=30, train_tokens=text)
         assert [entry.name for entry in plan.entries if entry.counted] == names
+    cut = replace(request, overrides=("ngram.max_tokens=2000000",))
+    plan = make_plan(cut, vocab_size=256, steps=30, train_tokens=3_000_000)
+    assert plan.entries[0].name == "ngram (2M tokens)"
 
 
 def test_an_override_reaches_the_models_it_concerns_and_no_other() -> None:

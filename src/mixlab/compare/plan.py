@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from mixlab.compare.fairness import compact
 from mixlab.compare.request import EVALUATIONS, Request
 from mixlab.compare.sweep import Axis, check_size, points
 from mixlab.compare.terms import Terms
@@ -215,7 +216,9 @@ def baselines(
         every = replace(entry, counted_on="all")
         if twice:
             same = replace(entry.config, ngram=replace(ngram, drawn=part))
-            found.append(replace(every, name=f"{entry.name} (all of the text)"))
+            cut = train_tokens is not None and 0 < ngram.max_tokens < train_tokens
+            counted = f"{compact(ngram.max_tokens)} tokens" if cut else "all of the text"
+            found.append(replace(every, name=f"{entry.name} ({counted})"))
             found.append(replace(every, name=f"{entry.name} (same text)", config=same, counted_on="same"))
         else:
             found.append(every)

@@ -176,7 +176,8 @@ def _note(model: ModelView) -> str:
     notes = []
     if model.is_baseline and model.done:
         tokens = model.mean("tokens")
-        notes.append(counted(model) + (f", {count(tokens)} tokens" if tokens else ""))
+        words = counted(model)
+        notes.append(words + (f", {count(tokens)} tokens" if tokens and " tokens of " not in words else ""))
     if model.failed:
         total = len(model.done) + len(model.failed)
         notes.append(f"{len(model.failed)} of {total} seeds failed: {model.reason}")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mixlab.report.palette import SLOTS
+
+COUNTED = re.compile(r" \(([^ ()]+) (?:of the text|text|tokens)\)$")
+"""What a baseline's name says of the text that it counted, such as " (20M tokens)", and that in one word."""
 
 
 def clean(value: Any) -> Any:
@@ -100,12 +104,13 @@ class ModelView:
         if not self.is_baseline or not self.done:
             return self.name
         name = str(self.done[0].get("model") or self.name)
-        return name.removesuffix(" (all of the text)").removesuffix(" (same text)")
+        return COUNTED.sub("", name)
 
     @property
     def label(self) -> str:
         """Its name at the edge of a figure: two baselines of one name differ by what they counted."""
-        return self.name if self.base == self.name else f"{self.base}, {self.counted_on}"
+        counted = COUNTED.search(self.name)
+        return self.name if counted is None or self.base == self.name else f"{self.base}, {counted[1]}"
 
     @property
     def seeds(self) -> int:
